@@ -1,0 +1,165 @@
+"""LEGCF: a small codebook, a sparse assignment, and a graph in which the codes are nodes too.
+
+Liang et al., "Lightweight Embeddings for Graph Collaborative Filtering", SIGIR 2024, https://arxiv.org/abs/2403.18479.
+It is also the coarse stage of C2F-MetaEmbed (config entry c2f-coarse).
+
+    X = tanh(S M)                              layer-0 rows of the N users and items from c codes M, t per row of S
+    G = D^-1/2 [[A, S], [S^T, 0]] D^-1/2       expanded graph; A is the normalised adjacency, normalised again
+    [H; H_M] = mean over l = 0..L of G^l [X; M]
+    S <- the t largest entries per row of H pinv(H_M)      once per epoch, in the second stage
+
+Deviations, with reasons:
+* user and global biases are dropped: they change neither the loss nor a ranking;
+* the item bias starts at 0, not at N(0, 1), which only adds noise to early rankings; it is stored and charged;
+* entries of S that come out negative are set to 0: the published code stops, or makes NaN, when one appears;
+* pinv is computed in float64 with a stated cut-off (1e-6) and in blocks of rows: no (N, c) matrix is held.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from c2f.api import (
+    EmbeddingMethod,
+    Embeddings,
+    LinearForm,
+    SparseMatrix,
+    activate,
+    anchored_assignment,
+    assignment_matrix,
+    check,
+    closest_codes,
+    coarse_codes,
+    concatenate,
+    expanded_adjacency,
+    id_array,
+    propagate,
+)
+
+
+class LEGCF(EmbeddingMethod):
+    """c codes of `dim` float32 numbers, and per node t code ids with float32 weights.
+
+    Raises BudgetError below one code (t codes where t is larger) beside the assignment and the item bias.
+    """
+
+    counted = ("codebook",)
+
+    @dataclass(frozen=True)
+    class Params(EmbeddingMethod.Params):
+        """dim: embedding size d; codes_per_node: t; anchor_weight: weight of the METIS code at the start (w*).
+
+        activation: tanh as published, or linear (another, cheaper model); num_codes: c, or null to fill the budget;
+        codebook_share: the share of the budget's codes to use, the rest being left to a later stage;
+        anchors: where the first assignment comes from; update: whether the second stage estimates S anew;
+        first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation to stop improving.
+        """
+
+        dim: int = 128
+        codes_per_node: int = 2
+        anchor_weight: float = 0.5
+        activation: Literal["tanh", "linear"] = "tanh"
+        num_codes: int | None = None
+        codebook_share: float = 1.0
+        anchors: Literal["metis", "random"] = "metis"
+        update: bool = True
+        first_stage_epochs: int | None = None
+
+        def __post_init__(self):
+            check(self.dim >= 1, "dim", self.dim, "at least 1")
+            check(self.codes_per_node >= 1, "codes_per_node", self.codes_per_node, "at least 1")
+            check(0 < self.anchor_weight <= 1, "anchor_weight", self.anchor_weight, "above 0 and at most 1")
+            check(0 < self.codebook_share <= 1, "codebook_share", self.codebook_share, "above 0 and at most 1")
+            enough = self.num_codes is None or self.num_codes >= self.codes_per_node
+            some = self.first_stage_epochs is None or self.first_stage_epochs >= 1
+            check(some, "first_stage_epochs", self.first_stage_epochs, "at least 1, or null")
+            check(enough, "num_codes", self.num_codes, "at least codes_per_node, or null")
+
+    @classmethod
+    def from_budget(cls, budget, graph, params):
+        return cls(graph.num_nodes, coarse_codes(budget, graph, params), params)
+
+    def __init__(self, num_nodes, num_codes, params):
+        super().__init__(params)
+        self.codebook = torch.nn.Parameter(torch.randn(num_codes, params.dim))
+        self.register_buffer("codes", torch.zeros(num_nodes, params.codes_per_node, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(num_nodes, params.codes_per_node))
+
+    def fit(self, trainer, start=None):
+        self.graph = trainer.graph
+        self.to(trainer.device)
+        num_nodes, num_codes = len(self.codes), len(self.codebook)
+        generator = trainer.generator("assignment")
+        if self.params.anchors == "metis":
+            anchors, self.details["partition"] = trainer.partition(num_codes)
+        else:
+            anchors = generator.integers(num_codes, size=num_nodes)
+        codes, weights = anchored_assignment(
+            anchors, num_codes, self.params.codes_per_node, self.params.anchor_weight, generator
+        )
+        self.assign(torch.from_numpy(codes), torch.from_numpy(weights))
+        if self.params.update:
+            trainer.run(self, "fixed assignment", keep="last", max_epochs=self.params.first_stage_epochs)
+            trainer.run(self, "updated assignment", each_epoch=self.update_assignment)
+        else:
+            trainer.run(self, "fixed assignment")
+        self.details["used_codes"] = int(self.codes[self.weights > 0].unique().numel())
+
+    def assign(self, codes, weights):
+        """Replace S by weights (N, t) at codes (N, t), and rebuild the expanded graph."""
+        self.codes.copy_(codes)
+        self.weights.copy_(weights)
+        self.state_changed()
+
+    def state_changed(self):
+        assignment = assignment_matrix(self.codes.cpu(), self.weights.cpu(), len(self.codebook))
+        device = self.codebook.device
+        self.assignment = SparseMatrix(assignment, device)
+        self.expanded = SparseMatrix(expanded_adjacency(self.graph.adjacency, assignment), device, symmetric=True)
+
+    def update_assignment(self):
+        """One closed-form update of S from the propagated nodes and codes (METHODS.md 3.6)."""
+        _, nodes, codebook = self._propagated()
+        self.assign(*closest_codes(nodes, codebook, self.params.codes_per_node))
+
+    def embed(self, graph):
+        ego, final, _ = self._propagated()
+        return Embeddings(ego, final)
+
+    def _propagated(self):
+        return legcf_forward(self.assignment, self.codebook, self.expanded, self.params)
+
+    def linear_form(self, graph):
+        if self.params.activation != "linear":
+            return None
+
+        def basis():
+            identity = torch.eye(len(self.codebook), device=graph.device)
+            start = torch.cat([self.assignment @ identity, identity])  # (N + c, c)
+            return propagate(start, self.expanded, self.params.num_layers)[: len(self.codes)], None
+
+        return LinearForm(len(self.codebook), basis, lambda: self.codebook, composition=self.assignment)
+
+    def export(self):
+        return {
+            "codebook": self.codebook.detach().cpu().numpy(),
+            "codes": id_array(self.codes.cpu(), len(self.codebook)),
+            "weights": self.weights.cpu().numpy(),
+        }
+
+    @classmethod
+    def restore(cls, arrays, params, graph):
+        codebook = arrays["codebook"]
+        assignment = assignment_matrix(arrays["codes"], arrays["weights"], len(codebook))
+        expanded = expanded_adjacency(graph.adjacency, assignment)
+        ego, final, _ = legcf_forward(assignment, codebook, expanded, params)
+        return Embeddings(ego, np.ascontiguousarray(final))
+
+
+def legcf_forward(assignment, codebook, expanded, params):
+    """Return ego (N, d), propagated nodes (N, d) and propagated codes (c, d); NumPy or torch."""
+    ego = activate(assignment @ codebook, params.activation)
+    propagated = propagate(concatenate([ego, codebook]), expanded, params.num_layers)
+    return ego, propagated[: len(ego)], propagated[len(ego) :]

@@ -1,0 +1,103 @@
+"""A budget is what a method may keep: everything stored (bytes), or only what its paper counts (numbers)."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from c2f.errors import BudgetError, ConfigError, did_you_mean
+
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """kind: `bytes`, `numbers` or `full` (no limit); amount: in that unit, infinite for `full`; name: as written."""
+
+    kind: str
+    amount: float
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Read `full`, `numbers-25600`, `bytes-500000` or `bytes-0.5MB` (decimal units). Raises ConfigError."""
+        if text == "full":
+            return cls("full", math.inf, text)
+        match = re.fullmatch(r"([a-zA-Z]+)-([0-9]+(?:\.[0-9]+)?)([a-zA-Z]*)", str(text))
+        if match is None:
+            raise ConfigError(f"budget {text!r} is not a budget; write `full`, `numbers-25600` or `bytes-0.5MB`")
+        kind, number, unit = match.groups()
+        if kind not in ("bytes", "numbers"):
+            hint = did_you_mean(kind, ["bytes", "numbers", "full"])
+            raise ConfigError(f"budget {text!r} has the unknown kind {kind!r}; {hint}")
+        if unit not in (_UNITS if kind == "bytes" else [""]):
+            raise ConfigError(f"budget {text!r} has the unknown unit {unit!r}; bytes take kB, MB, GB, numbers none")
+        amount = round(float(number) * _UNITS[unit])
+        if amount < 1:
+            raise ConfigError(f"budget {text!r} is empty; write a positive amount")
+        return cls(kind, amount, str(text))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def measure(self, *, numbers: int, nbytes: int) -> int:
+        """Return the cost of something on this budget's own scale: what the paper counts, or bytes."""
+        return numbers if self.kind == "numbers" else nbytes
+
+    def require(self, *, numbers: int, nbytes: int) -> None:
+        """Raise BudgetError unless something of this size fits."""
+        needs = self.measure(numbers=numbers, nbytes=nbytes)
+        if needs > self.amount:
+            raise BudgetError(needs=needs, budget=self)
+
+    def require_size(self) -> None:
+        """Raise ConfigError for `full`, from which a method that fills its budget can take no size."""
+        if self.kind == "full":
+            raise ConfigError(
+                "budget 'full' sets no size for a method that fills its budget; give it numbers-... or bytes-... "
+                "under `budgets`, or its size in `params`"
+            )
+
+    def values(self) -> int:
+        """Return how many float32 values fit. Raises ConfigError for `full`."""
+        self.require_size()
+        return int(self.amount) // self.measure(numbers=1, nbytes=4)
+
+    def less(self, nbytes: int) -> "Budget":
+        """Return this budget after setting aside stored bytes that no paper counts (an item bias). May be negative."""
+        return Budget(self.kind, self.amount - self.measure(numbers=0, nbytes=nbytes), self.name)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an artifact really holds.
+
+    parts: per array its shape, dtype, bytes and whether the method's paper counts it; numbers: values the paper counts;
+    stored: bytes of all arrays; serving: stored plus the cheaper of {training graph, cached (N, d) table} where scoring
+    needs one of them.
+    """
+
+    parts: dict
+    numbers: int
+    stored: int
+    serving: int
+
+    @classmethod
+    def measure(cls, arrays, counted, graph_bytes: int, table_bytes: int, needs_graph: bool) -> "Footprint":
+        """Measure arrays by name; `counted` names those that the paper counts (None: all but the item bias)."""
+        parts = {
+            name: {
+                "shape": list(array.shape),
+                "dtype": array.dtype.str,
+                "bytes": int(array.nbytes),
+                "counted": name != "item_bias" if counted is None else name in counted,
+            }
+            for name, array in arrays.items()
+        }
+        stored = sum(part["bytes"] for part in parts.values())
+        numbers = sum(int(arrays[name].size) for name, part in parts.items() if part["counted"])
+        serving = stored + (min(graph_bytes, table_bytes) if needs_graph else 0)
+        return cls(parts, numbers, stored, serving)
+
+    def spent(self, budget: Budget) -> int:
+        """Return what of `budget` this artifact uses, in the budget's unit."""
+        return budget.measure(numbers=self.numbers, nbytes=self.stored)

@@ -1,0 +1,144 @@
+"""What methods with a codebook share: sparse assignments, their closed-form update, and compact storage."""
+
+import math
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from c2f.errors import BudgetError
+from c2f.graph import smallest_uint
+
+
+def assignment_matrix(codes, weights, num_codes: int) -> sp.csr_array:
+    """Return the sparse (n, num_codes) matrix with `weights` (n, t) at columns `codes` (n, t); zero weights dropped."""
+    codes, weights = np.asarray(codes), np.asarray(weights, dtype=np.float32)
+    num_rows, per_row = codes.shape
+    rows = np.repeat(np.arange(num_rows), per_row)
+    keep = weights.ravel() != 0
+    entries = (weights.ravel()[keep], (rows[keep], codes.ravel()[keep].astype(np.int64)))
+    return sp.csr_array(entries, shape=(num_rows, num_codes))
+
+
+def anchored_assignment(anchors, num_codes: int, codes_per_node: int, anchor_weight: float, generator):
+    """Return codes (n, t) and weights (n, t): the anchor code, and t - 1 other codes at random (METHODS.md 3.3).
+
+    anchors: (n,) code of every node, as a partition gives it; the others share 1 - anchor_weight equally.
+    generator: numpy Generator.
+    """
+    num_nodes, num_others = len(anchors), codes_per_node - 1
+    if num_others == 0:
+        return np.asarray(anchors, dtype=np.int64)[:, None], np.ones((num_nodes, 1), dtype=np.float32)
+    # Distinct columns among the others: draw offsets 1..c-1 from the anchor without replacement.
+    offsets = np.empty((num_nodes, num_others), dtype=np.int64)
+    for slot in range(num_others):
+        draw = generator.integers(1, num_codes - slot, size=num_nodes)
+        for taken in np.sort(offsets[:, :slot], axis=1).T:
+            draw += draw >= taken
+        offsets[:, slot] = draw
+    codes = np.hstack([np.asarray(anchors)[:, None], (np.asarray(anchors)[:, None] + offsets) % num_codes])
+    weights = np.full(codes.shape, (1 - anchor_weight) / num_others, dtype=np.float32)
+    weights[:, 0] = anchor_weight
+    return codes, weights
+
+
+def pseudo_inverse(matrix: torch.Tensor, rcond: float = 1e-6) -> torch.Tensor:
+    """Return the Moore-Penrose inverse (d, c) of (c, d), computed in float64, singular values below rcond cut."""
+    return torch.linalg.pinv(matrix.double(), rtol=rcond)
+
+
+def closest_codes(nodes: torch.Tensor, codebook: torch.Tensor, codes_per_node: int, rows_at_once: int = 8192):
+    """Return codes (n, t) and weights (n, t): the t largest of each row of nodes @ pinv(codebook) (METHODS.md 3.6).
+
+    Signed, as published; what is then negative is set to 0. nodes: (n, d), codebook: (c, d).
+    Works in blocks of rows, so no (n, c) matrix is held.
+    """
+    inverse = pseudo_inverse(codebook).to(nodes.dtype)
+    blocks = [torch.topk(block @ inverse, codes_per_node, dim=1) for block in nodes.split(rows_at_once)]
+    weights = torch.cat([block.values for block in blocks]).clamp_min(0)
+    return torch.cat([block.indices for block in blocks]), weights
+
+
+def feasible_codes(budget, per_code, fixed, at_least: int = 1) -> int:
+    """Return how many codes fit the budget; ids are stored in the smallest type that holds them.
+
+    per_code, fixed: functions of an id's bytes that return (numbers, bytes) of one code and of everything else.
+    Raises BudgetError where `at_least` codes do not fit, ConfigError for the budget `full`.
+    """
+    budget.require_size()
+
+    def cost(pair) -> int:
+        return budget.measure(numbers=pair[0], nbytes=pair[1])
+
+    best = 0
+    for id_bytes, most in ((1, 2**8), (2, 2**16), (4, 2**32)):
+        room = budget.amount - cost(fixed(id_bytes))
+        best = max(best, min(most, int(room // cost(per_code(id_bytes)))))
+    if best < at_least:
+        id_bytes = smallest_uint(at_least).itemsize
+        raise BudgetError(needs=cost(fixed(id_bytes)) + at_least * cost(per_code(id_bytes)), budget=budget)
+    return best
+
+
+def coarse_codes(budget, graph, params) -> int:
+    """Return the number of codes c of LEGCF, or of the coarse stage of C2F, within the budget.
+
+    params: dim, codes_per_node, num_codes, codebook_share. Charged: 4 * dim bytes a code, and per node t weights (float32)
+    and t ids. Raises BudgetError where codes_per_node codes do not fit.
+    """
+    per_node = params.codes_per_node
+
+    def fixed(id_bytes):
+        return 0, graph.num_nodes * per_node * (4 + id_bytes)
+
+    if params.num_codes is not None:
+        numbers, nbytes = fixed(smallest_uint(params.num_codes).itemsize)
+        size = params.num_codes * params.dim
+        budget.require(numbers=numbers + size, nbytes=nbytes + 4 * size)
+        return params.num_codes
+    least = math.ceil(per_node / params.codebook_share)
+    feasible = feasible_codes(budget, lambda _: (params.dim, 4 * params.dim), fixed, at_least=least)
+    return min(int(feasible * params.codebook_share + 1e-9), graph.num_nodes)
+
+
+def id_array(codes, num_codes: int) -> np.ndarray:
+    """Return code ids in the smallest unsigned type that holds num_codes of them."""
+    return np.asarray(codes).astype(smallest_uint(num_codes))
+
+
+def pack_sparse(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the arrays of the cheapest storage of a mostly zero (r, d) float32 matrix.
+
+    dense: `name`; or the non-zero values `name` (nnz,) in row order beside either a bitmask `name_mask` (r, ceil(d/8))
+    or row counts and column ids `name_counts` (r,), `name_columns` (nnz,).
+    """
+    nonzero = matrix != 0
+    values = matrix[nonzero]
+    counts = nonzero.sum(axis=1)
+    columns = np.nonzero(nonzero)[1]
+    ways = [
+        {name: matrix},
+        {name: values, f"{name}_mask": np.packbits(nonzero, axis=1)},
+        {
+            name: values,
+            f"{name}_counts": counts.astype(smallest_uint(matrix.shape[1] + 1)),
+            f"{name}_columns": columns.astype(smallest_uint(matrix.shape[1])),
+        },
+    ]
+    return min(ways, key=lambda arrays: sum(array.nbytes for array in arrays.values()))
+
+
+def unpack_sparse(name: str, arrays: dict, dim: int) -> np.ndarray:
+    """Return the (r, dim) matrix that `pack_sparse` stored."""
+    values = arrays[name]
+    if values.ndim == 2:
+        return values
+    if f"{name}_mask" in arrays:
+        nonzero = np.unpackbits(arrays[f"{name}_mask"], axis=1, count=dim).astype(bool)
+    else:
+        counts = arrays[f"{name}_counts"].astype(np.int64)
+        nonzero = np.zeros((len(counts), dim), dtype=bool)
+        nonzero[np.repeat(np.arange(len(counts)), counts), arrays[f"{name}_columns"]] = True
+    matrix = np.zeros(nonzero.shape, dtype=np.float32)
+    matrix[nonzero] = values
+    return matrix

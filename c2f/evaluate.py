@@ -1,0 +1,76 @@
+"""Full-ranking evaluation: Recall@k and NDCG@k per user (METHODS.md 1.7)."""
+
+import numpy as np
+import torch
+
+from c2f.data import Interactions
+
+
+def top_items(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the ids (rows, k) of the k largest scores of each row, best first; equal scores in order of item id."""
+    width = scores.shape[1]
+    values, items = torch.topk(scores, min(k + 1, width), dim=1)
+    if width > k:  # a tie across the cut: torch.topk takes any, so settle those rows by a stable sort
+        tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()
+        values, items = values[:, :k].contiguous(), items[:, :k].contiguous()
+        if len(tied):
+            order = torch.sort(scores[tied], dim=1, descending=True, stable=True)
+            values[tied], items[tied] = order.values[:, :k], order.indices[:, :k]
+    by_item = torch.argsort(items, dim=1)
+    by_score = torch.argsort(values.gather(1, by_item), dim=1, descending=True, stable=True)
+    return items.gather(1, by_item.gather(1, by_score))
+
+
+def rank(users, items, masked: Interactions, chosen: np.ndarray, k: int, block_bytes: int = 2**26):
+    """Yield (user ids, top items (rows, k) ndarray) for the chosen users, in blocks of at most block_bytes of scores.
+
+    users (U, d), items (I, d): tensors on one device; masked: pairs that are never recommended.
+    """
+    pairs = masked.csr()
+    rows_at_once = max(1, block_bytes // (4 * len(items)))
+    for first in range(0, len(chosen), rows_at_once):
+        block = chosen[first : first + rows_at_once]
+        scores = users[torch.from_numpy(block).to(users.device)] @ items.T  # (rows, I)
+        seen = pairs[block].tocoo()
+        row, col = (torch.from_numpy(index.astype(np.int64)).to(scores.device) for index in (seen.row, seen.col))
+        scores[row, col] = -torch.inf
+        yield block, top_items(scores, k).cpu().numpy()
+
+
+def score_users(users, items, masked: Interactions, held_out: Interactions, ks) -> dict[str, np.ndarray]:
+    """Return `user`, `held_out` and, per k, `recall@k` and `ndcg@k`, one entry per user with a held-out item.
+
+    recall@k = hits in the top k / all held-out items; ndcg@k = DCG / ideal DCG, gain 1 / log2(rank + 1).
+    """
+    counts = np.bincount(held_out.user, minlength=held_out.num_users)
+    chosen = np.flatnonzero(counts)
+    ks = sorted(ks)
+    kmax = min(ks[-1], len(items))
+    relevant = held_out.user.astype(np.int64) * held_out.num_items + held_out.item  # sorted
+    gains = 1 / np.log2(np.arange(2, ks[-1] + 2))
+    ideal = np.concatenate([[0], np.cumsum(gains)])
+    hits = np.zeros((len(chosen), kmax), dtype=bool)
+    done = 0
+    for block, top in rank(users, items, masked, chosen, kmax):
+        pairs = block[:, None].astype(np.int64) * held_out.num_items + top
+        place = np.minimum(np.searchsorted(relevant, pairs), len(relevant) - 1)
+        hits[done : done + len(block)] = relevant[place] == pairs
+        done += len(block)
+    result = {"user": chosen.astype(np.int32), "held_out": counts[chosen].astype(np.int32)}
+    for k in ks:
+        within = hits[:, :k]
+        result[f"recall@{k}"] = within.sum(axis=1) / counts[chosen]
+        result[f"ndcg@{k}"] = within @ gains[: within.shape[1]] / ideal[np.minimum(counts[chosen], k)]
+    return result
+
+
+def union(parts: list[Interactions]) -> Interactions:
+    """Return all pairs of disjoint parts of one dataset, sorted."""
+    user, item = (np.concatenate([getattr(part, side) for part in parts]) for side in ("user", "item"))
+    order = np.lexsort((item, user))
+    return Interactions(user[order], item[order], parts[0].num_users, parts[0].num_items)
+
+
+def means(per_user: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean of every metric over the users."""
+    return {name: float(values.mean()) for name, values in per_user.items() if "@" in name and len(values)}

@@ -1,0 +1,295 @@
+"""Which runs a configuration asks for: names checked, `like:` entries merged, the runs that figures need added."""
+
+import ast
+import importlib.util
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from c2f.budget import Budget
+from c2f.errors import ConfigError, did_you_mean
+
+WAY_OUT = "config/README.md describes every key"
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One cell of the grid: a method trained on a dataset within a budget, from one seed."""
+
+    dataset: str
+    method: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"results/runs/{self.dataset}/{self.method}/{self.budget}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry under `methods:` with everything it inherits filled in.
+
+    lineage: the entry's own name, then the name it is like, and so on; budgets: None where the grid's budgets apply;
+    starts_from: {"method": ..., "budget": ...} of the run whose artifact it starts from, or None.
+    """
+
+    lineage: tuple[str, ...]
+    uses: str
+    params: dict
+    training: dict
+    starts_from: dict | None
+    budgets: tuple[str, ...] | None
+
+    @property
+    def name(self) -> str:
+        return self.lineage[0]
+
+    def to_json(self) -> str:
+        """Return what the resolve step reads: everything that changes the trained model, and nothing else."""
+        content = {"uses": self.uses, "params": self.params, "training": self.training, "starts_from": self.starts_from}
+        return json.dumps(content, sort_keys=True)
+
+
+class Grid:
+    """The checked configuration. Raises ConfigError for what would only fail later, after hours of training."""
+
+    def __init__(self, config: dict, schema: Path):
+        _check_schema(config, schema)
+        self.config = config
+        self.ks: list[int] = config["evaluation"]["ks"]
+        self.datasets: list[str] = config["grid"]["datasets"]
+        self.methods: list[str] = config["grid"]["methods"]
+        self.budgets = _check_budgets(config["grid"]["budgets"], "grid.budgets")
+        self.seeds: list[int] = config["grid"]["seeds"]
+        self.figures: list[str] = config["grid"]["figures"]
+        self.training = json.dumps(config["training"], sort_keys=True)
+        _check_names(self.datasets, config["datasets"], "dataset", "grid.datasets")
+        _check_names(self.methods, config["methods"], "method", "grid.methods")
+        _check_names(self.figures, config["figures"], "figure", "grid.figures")
+        for dataset in self.datasets:
+            _check_source(dataset, config["datasets"][dataset])
+        self.entries = {name: _entry(config["methods"], name) for name in config["methods"]}
+        for name in self.figures:
+            self._check_figure(name)
+        for run in self.trained:
+            self.source(run.method)
+
+    @cached_property
+    def asked(self) -> list[Run]:
+        """Every run that is evaluated and stands in the tables: the grid's, and those that its figures need."""
+        runs = self._runs(self.methods, self.seeds)
+        for name in self.figures:
+            spec = self.config["figures"][name]
+            runs += self._runs(self._drawn(name), spec.get("seeds", self.seeds))
+        return list(dict.fromkeys(runs))
+
+    @cached_property
+    def trained(self) -> list[Run]:
+        """Every run that is trained: those asked for, and those that they start from."""
+        runs = dict.fromkeys(self.asked)
+        for run in self.asked:
+            seen = {run.method}
+            start = self.start(run)
+            while start is not None:
+                if start.method in seen:
+                    raise ConfigError(f"methods.{run.method} starts from itself, by way of {start.method!r}; {WAY_OUT}")
+                seen.add(start.method)
+                runs[start] = None
+                start = self.start(start)
+        return list(runs)
+
+    def start(self, run: Run) -> Run | None:
+        """Return the run whose artifact `run` starts from, if any: same dataset and seed, by default same budget."""
+        source = self.entries[run.method].starts_from
+        if source is None:
+            return None
+        method, budget = source["method"], source.get("budget", run.budget)
+        _check_names([method], self.entries, "method", f"methods.{run.method}.starts_from")
+        offered = self.entries[method].budgets
+        if offered is not None and budget not in offered:
+            raise ConfigError(
+                f"methods.{run.method} at budget {budget!r} starts from {method!r}, which is only run at "
+                f"{', '.join(offered)}; write `starts_from: {{method: {method}, budget: {offered[0]}}}`"
+            )
+        return Run(run.dataset, method, budget, run.seed)
+
+    def folders(self, dataset: str) -> list[str]:
+        """Return the folders of a dataset's runs that stand in the tables."""
+        return [run.folder for run in self.asked if run.dataset == dataset]
+
+    def data_spec(self, dataset: str, *, urls: bool) -> str:
+        """Return what the data steps read, as JSON: no `threads`, and no URLs where the checksums say enough."""
+        spec = {key: value for key, value in self.config["datasets"][dataset].items() if key != "threads"}
+        if "files" in spec and not urls:
+            sums = {name: {key: file[key] for key in file if key != "urls"} for name, file in spec["files"].items()}
+            spec["files"] = sums
+        return json.dumps(spec, sort_keys=True)
+
+    def threads(self, dataset: str) -> int:
+        return self.config["datasets"][dataset].get("threads", 1)
+
+    def gpus(self, method: str) -> int:
+        """Return 0 for a method that is told to train on the processor, else 1 (it may find a GPU)."""
+        training = {**self.config["training"], **self.entries[method].training}
+        return int(training.get("device") != "cpu")
+
+    def source(self, method: str) -> str:
+        """Return the source file of a method's class."""
+        uses = self.entries[method].uses
+        path = module_file(uses.partition(":")[0])
+        if path is None:
+            raise ConfigError(
+                f"methods.{method}.uses = {uses!r}, but there is no such module; "
+                "write `uses: package.module:Class`, and install the package if it lives elsewhere"
+            )
+        return path
+
+    def figure_spec(self, name: str) -> str:
+        """Return what the figure step is told, as JSON: the figure's own keys, and in which order methods take colours.
+
+        `lines` (for figures with points) names the method whose colour the lines before and after take: the nearest
+        ancestor of the points' methods that stands in the grid itself.
+        """
+        spec = self.config["figures"][name]
+        told = {**spec, "draw": spec.get("draw", name), "palette": self.methods}
+        if "points" in spec:
+            told["lines"] = {side: self._ancestor(spec["points"][-1][side]) for side in ("before", "after")}
+        else:
+            told["methods"] = self._drawn(name)
+        return json.dumps(told, sort_keys=True)
+
+    def _ancestor(self, method: str) -> str:
+        lineage = self.entries[method].lineage
+        return next((name for name in lineage if name in self.methods), lineage[-1])
+
+    def _drawn(self, name: str) -> list[str]:
+        spec = self.config["figures"][name]
+        if "points" in spec:
+            return list(dict.fromkeys(point[side] for point in spec["points"] for side in ("before", "after")))
+        return spec.get("methods", self.methods)
+
+    def _runs(self, methods: Iterable[str], seeds: Iterable[int]) -> list[Run]:
+        return [
+            Run(dataset, method, budget, seed)
+            for dataset in self.datasets
+            for method in methods
+            for budget in self.entries[method].budgets or self.budgets
+            for seed in seeds
+        ]
+
+    def _check_figure(self, name: str) -> None:
+        spec, place = self.config["figures"][name], f"figures.{name}"
+        _check_names([spec.get("draw", name)], _drawings(), "drawing (a function in c2f/figures.py)", f"{place}.draw")
+        _check_names(self._drawn(name), self.entries, "method", place)
+        known = [f"{kind}@{k}" for kind in ("recall", "ndcg") for k in self.ks]
+        _check_names(spec["metrics"], known, "metric", f"{place}.metrics")
+        for method in self._drawn(name) if "points" in spec else []:
+            if len(self.entries[method].budgets or self.budgets) != 1:
+                raise ConfigError(
+                    f"{place}.points has {method!r}, which is run at several budgets; "
+                    f"give methods.{method} one of its own, such as `budgets: [full]`"
+                )
+
+
+def module_file(module: str) -> str | None:
+    """Return the source file of a module, relative to the working directory where it lies below it; None if unknown."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    if found is None or found.origin is None:
+        return None
+    path = Path(found.origin)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _entry(methods: dict, name: str) -> Entry:
+    lineage = [name]
+    while (parent := methods[lineage[-1]].get("like")) is not None:
+        _check_names([parent], methods, "method", f"methods.{lineage[-1]}.like")
+        if parent in lineage:
+            raise ConfigError(f"methods.{name} is like itself, by way of {parent!r}; {WAY_OUT}")
+        lineage.append(parent)
+    merged: dict = {}
+    for ancestor in reversed(lineage):
+        merged = _merge(merged, methods[ancestor])
+    if "uses" not in merged:
+        raise ConfigError(
+            f"methods.{name} names no class; give it `uses: package.module:Class`, or `like:` another entry"
+        )
+    starts_from = merged.get("starts_from")
+    budgets = merged.get("budgets")
+    return Entry(
+        lineage=tuple(lineage),
+        uses=merged["uses"],
+        params=merged.get("params", {}),
+        training=merged.get("training", {}),
+        starts_from={"method": starts_from} if isinstance(starts_from, str) else starts_from,
+        budgets=None if budgets is None else tuple(_check_budgets(budgets, f"methods.{name}.budgets")),
+    )
+
+
+def _merge(base: dict, over: dict) -> dict:
+    """Return `base` overridden by `over`: mappings key by key, everything else replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_schema(config: dict, schema: Path) -> None:
+    error = best_match(Draft202012Validator(yaml.safe_load(schema.read_text())).iter_errors(config))
+    if error is not None:
+        raise ConfigError(_describe(error))
+
+
+def _describe(error: ValidationError) -> str:
+    """Say in one line which value stands where, and what would be right there."""
+    place = ".".join(map(str, error.absolute_path)) or "the configuration"
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = next(key for key in error.instance if key not in known)
+        return f"unknown key {unknown!r} in {place}; {did_you_mean(unknown, known)}"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"key {missing!r} is missing in {place}; {WAY_OUT}"
+    hint = ""
+    if isinstance(error.instance, str) and "e" in error.instance and error.validator == "type":
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)"
+    return f"{place} = {error.instance!r}: {error.message}{hint}; {WAY_OUT}"
+
+
+def _check_names(names: Iterable[str], known: Iterable[str], kind: str, place: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {kind} {name!r} in {place}; {did_you_mean(name, known)}")
+
+
+def _check_budgets(budgets: list[str], place: str) -> list[str]:
+    parsed: dict[tuple, str] = {}
+    for text in budgets:
+        budget = Budget.parse(text)
+        twin = parsed.setdefault((budget.kind, budget.amount), text)
+        if twin != text:
+            raise ConfigError(f"{place} has {twin!r} and {text!r}, which are the same budget; keep one of them")
+    return budgets
+
+
+def _check_source(name: str, spec: dict) -> None:
+    if ("files" in spec) == ("generate" in spec):
+        raise ConfigError(f"datasets.{name} needs either `files` (published) or `generate` (made up); {WAY_OUT}")
+
+
+def _drawings() -> list[str]:
+    """Return the public functions of c2f/figures.py, without importing matplotlib for every job."""
+    tree = ast.parse(Path(__file__).with_name("figures.py").read_text())
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [name for name in names if not name.startswith("_") and name != "write_figure"]

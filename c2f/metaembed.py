@@ -1,0 +1,325 @@
+"""C2F-MetaEmbed, fine stage: sparse fine codes that refine a frozen coarse codebook through a small bridge.
+
+"Coarse-to-fine meta-embeddings", 2025, https://arxiv.org/abs/2501.11870. The coarse stage is LEGCF exactly (config entry
+c2f-coarse); this stage starts from its artifact (codebook E_c, assignment S1, item bias).
+
+    E = soft(E_f; threshold)                                    sparse fine codes (f, d); only E_f and the item bias are trained
+    layer 0:  U = tanh(S1 E_c),  C = g S2 E + (1 - g) E_c,  F = tanh(E)
+    G = D^-1/2 [[A, S1, 0], [S1^T, 0, S2], [0, S2^T, 0]] D^-1/2
+    one layer:  (U', C', F') = G (U, C, F);  C = (1 - g) C' + (2g - 1) S2 F';  U = U' + S1 (C - C');  F = F'
+    H = mean of U over the layers 0..L
+    S2 <- the k largest per row of softmax((pinv(H_C))^T H^T H pinv(H_F))      once per epoch, in the second stage
+
+With S1 and S2 fixed everything but E enters as a constant, so H = H_0 + K_1 E + K_2 tanh(E): see `linear_form`.
+
+Deviations, with reasons:
+* `compose: released` is the published code, where layer-0 nodes ignore the fine codes; `described` is the paper's text,
+  U = tanh(S1 C). They are different models;
+* the initial bridge is the same to rounding, but made without an (N, f) matrix: a row softmax ignores the constant part
+  of the published dense start; the update uses the (d, d) Gram matrix of H instead of two (N, c) products;
+* the L2 term is inert in `released` (layer-0 nodes are constant there), as published;
+* user and global biases are dropped: they change neither the loss nor a ranking.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from c2f.api import (
+    BudgetError,
+    EmbeddingMethod,
+    Embeddings,
+    LinearForm,
+    MethodError,
+    SparseMatrix,
+    activate,
+    assignment_matrix,
+    check,
+    coarse_codes,
+    concatenate,
+    expanded_adjacency,
+    id_array,
+    pack_sparse,
+    pseudo_inverse,
+    soft_threshold,
+    unpack_sparse,
+)
+
+
+class C2FMetaEmbed(EmbeddingMethod):
+    """c coarse codes with their assignment as in LEGCF, f sparse fine codes, and a bridge of k fine codes per coarse one.
+
+    Fine codes are charged as if dense when the size is chosen, and as stored when it is measured.
+    Raises BudgetError where the coarse stage and one fine code do not fit.
+    """
+
+    counted = ("codebook", "fine")
+
+    @dataclass(frozen=True)
+    class Params(EmbeddingMethod.Params):
+        """dim, codes_per_node, num_codes, codebook_share, activation: as in the coarse stage that it starts from.
+
+        fine_codes: f, or null to fill the budget; bridges: k; gate: g; threshold: tau of the soft threshold;
+        components: q of SparsePCA; compose, init: see the module; update: whether the second stage estimates S2 anew.
+        """
+
+        dim: int = 128
+        codes_per_node: int = 2
+        num_codes: int | None = None
+        codebook_share: float = 0.75
+        activation: Literal["tanh", "linear"] = "tanh"
+        fine_codes: int | None = None
+        bridges: int = 4
+        gate: float = 0.2
+        threshold: float = 1.0
+        components: int = 80
+        compose: Literal["released", "described"] = "released"
+        init: Literal["sparse_pca", "components", "random"] = "sparse_pca"
+        update: bool = True
+
+        def __post_init__(self):
+            for name in ("dim", "codes_per_node", "bridges", "components"):
+                check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            for name in ("num_codes", "fine_codes"):
+                value = getattr(self, name)
+                check(value is None or value >= 1, name, value, "at least 1, or null")
+            check(0 <= self.gate <= 1, "gate", self.gate, "between 0 and 1")
+            check(self.threshold >= 0, "threshold", self.threshold, "at least 0")
+            check(0 < self.codebook_share < 1, "codebook_share", self.codebook_share, "above 0 and below 1")
+
+    @classmethod
+    def from_budget(cls, budget, graph, params):
+        coarse = coarse_codes(budget, graph, params)
+        per_node, dim = params.codes_per_node, params.dim
+        id_bytes = id_array([], coarse).itemsize
+
+        def used(fine):
+            bridge = coarse * min(params.bridges, fine) * (4 + id_array([], fine).itemsize)
+            nbytes = graph.num_nodes * per_node * (4 + id_bytes) + bridge + 4 * dim * (coarse + fine)
+            return budget.measure(numbers=dim * (coarse + fine), nbytes=nbytes)
+
+        if used(params.fine_codes or 1) > budget.amount:
+            raise BudgetError(needs=used(params.fine_codes or 1), budget=budget)
+        fine = params.fine_codes
+        if fine is None:
+            fine = int((budget.amount - used(1)) // budget.measure(numbers=dim, nbytes=4 * dim)) + 1
+            while used(fine) > budget.amount:
+                fine -= 1
+        return cls(graph.num_nodes, coarse, fine, params)
+
+    def __init__(self, num_nodes, num_coarse, num_fine, params):
+        super().__init__(params)
+        self.fine = torch.nn.Parameter(torch.zeros(num_fine, params.dim))
+        self.register_buffer("codebook", torch.zeros(num_coarse, params.dim))
+        self.register_buffer("codes", torch.zeros(num_nodes, params.codes_per_node, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(num_nodes, params.codes_per_node))
+        bridges = min(params.bridges, num_fine)
+        self.register_buffer("bridge_codes", torch.zeros(num_coarse, bridges, dtype=torch.int64))
+        self.register_buffer("bridge_weights", torch.zeros(num_coarse, bridges))
+
+    def fit(self, trainer, start=None):
+        self.load_coarse(start)
+        self.graph = trainer.graph
+        self.to(trainer.device)
+        parts, self.details["partition"] = trainer.partition(len(self.fine))
+        seed = int(trainer.generator("sparse pca").integers(2**31))
+        fine = initial_fine_codes(self.codebook.cpu().numpy(), len(self.fine), self.params, np.random.default_rng(seed))
+        with torch.no_grad():
+            self.fine.copy_(torch.from_numpy(fine))
+        assignment = assignment_matrix(self.codes.cpu(), self.weights.cpu(), len(self.codebook))
+        self.bridge_to(*initial_bridge(assignment, parts, len(self.fine), self.params))
+        self.details["fine_nonzero_at_start"] = int((self._sparse_fine() != 0).sum())
+        if self.params.update:
+            trainer.run(self, "fixed bridge", keep="last")
+            trainer.run(self, "updated bridge", each_epoch=self.update_bridge)
+        else:
+            trainer.run(self, "fixed bridge")
+        self.details["fine_nonzero"] = int((self._sparse_fine() != 0).sum())
+
+    def load_coarse(self, start):
+        """Take E_c, S1 and the item bias from the coarse run's arrays. Raises MethodError where they do not fit."""
+        if start is None:
+            raise MethodError("c2f continues a coarse run; give its entry `starts_from: c2f-coarse` in the config")
+        expected = {"codebook": self.codebook.shape, "codes": self.codes.shape, "weights": self.weights.shape}
+        if self.item_bias is not None:
+            expected["item_bias"] = self.item_bias.shape
+        for name, shape in expected.items():
+            found = start[name].shape if name in start else "none"
+            if found != tuple(shape):
+                raise MethodError(
+                    f"the coarse run has {name} {found}, this one expects {tuple(shape)}; give both entries the same dim, "
+                    "codes_per_node, codebook_share, num_codes and item_bias"
+                )
+        with torch.no_grad():
+            self.codebook.copy_(torch.from_numpy(start["codebook"]))
+            self.codes.copy_(torch.from_numpy(start["codes"].astype(np.int64)))
+            self.weights.copy_(torch.from_numpy(start["weights"]))
+            if self.item_bias is not None:
+                self.item_bias.copy_(torch.from_numpy(start["item_bias"]))
+
+    def bridge_to(self, codes, weights):
+        """Replace S2 by weights (c, k) at codes (c, k), and rebuild the expanded graph."""
+        self.bridge_codes.copy_(torch.as_tensor(codes))
+        self.bridge_weights.copy_(torch.as_tensor(weights))
+        self.state_changed()
+
+    def state_changed(self):
+        assignment = assignment_matrix(self.codes.cpu(), self.weights.cpu(), len(self.codebook))
+        bridge = assignment_matrix(self.bridge_codes.cpu(), self.bridge_weights.cpu(), len(self.fine))
+        expanded = expanded_adjacency(self.graph.adjacency, assignment, bridge)
+        device = self.fine.device
+        self.layers = _Layers(
+            SparseMatrix(assignment, device),
+            SparseMatrix(bridge, device),
+            SparseMatrix(expanded, device, symmetric=True),
+        )
+
+    def update_bridge(self):
+        """One closed-form update of S2 from the propagated nodes, coarse and fine codes (METHODS.md 4.6)."""
+        _, nodes, coarse, fine = fine_forward(self.layers, self.codebook, self._sparse_fine(), self.params)
+        self.bridge_to(*closest_bridge(nodes, coarse, fine, self.bridge_codes.shape[1]))
+
+    def _sparse_fine(self):
+        return soft_threshold(self.fine, self.params.threshold)  # (f, d)
+
+    def embed(self, graph):
+        ego, final, _, _ = fine_forward(self.layers, self.codebook, self._sparse_fine(), self.params)
+        return Embeddings(ego, final)
+
+    def linear_form(self, graph):
+        if self.params.compose != "released":
+            return None
+        num_fine, gate = len(self.fine), self.params.gate
+
+        def basis():
+            # All constants in one pass of d + 2f columns: from E_c alone, from E through the bridge, from tanh(E).
+            nodes = activate(self.layers.assignment @ self.codebook, self.params.activation)  # (N, d)
+            identity = torch.eye(num_fine, device=nodes.device)
+            columns = self.params.dim + 2 * num_fine
+            users_items, coarse, fine = (
+                nodes.new_zeros(n, columns) for n in (len(nodes), len(self.codebook), num_fine)
+            )
+            users_items[:, : self.params.dim] = nodes
+            coarse[:, : self.params.dim] = (1 - gate) * self.codebook
+            coarse[:, self.params.dim : -num_fine] = gate * (self.layers.bridge @ identity)
+            fine[:, -num_fine:] = identity
+            final, _, _ = self.layers.propagate(users_items, coarse, fine, gate, self.params.num_layers)
+            return final[:, self.params.dim :].contiguous(), final[:, : self.params.dim].contiguous()
+
+        def rows():
+            sparse = self._sparse_fine()
+            return torch.cat([sparse, activate(sparse, self.params.activation)])  # (2f, d)
+
+        return LinearForm(2 * num_fine, basis, rows)
+
+    def export(self):
+        return {
+            "codebook": self.codebook.cpu().numpy(),
+            "codes": id_array(self.codes.cpu(), len(self.codebook)),
+            "weights": self.weights.cpu().numpy(),
+            **pack_sparse("fine", self._sparse_fine().detach().cpu().numpy()),
+            "bridge_codes": id_array(self.bridge_codes.cpu(), len(self.fine)),
+            "bridge_weights": self.bridge_weights.cpu().numpy(),
+        }
+
+    @classmethod
+    def restore(cls, arrays, params, graph):
+        codebook, fine = arrays["codebook"], unpack_sparse("fine", arrays, params.dim)
+        assignment = assignment_matrix(arrays["codes"], arrays["weights"], len(codebook))
+        bridge = assignment_matrix(arrays["bridge_codes"], arrays["bridge_weights"], len(fine))
+        layers = _Layers(assignment, bridge, expanded_adjacency(graph.adjacency, assignment, bridge))
+        ego, final, _, _ = fine_forward(layers, codebook, fine, params)
+        return Embeddings(ego, final)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """assignment S1 (N, c), bridge S2 (c, f), expanded G (N + c + f, same): NumPy or torch alike."""
+
+    assignment: object
+    bridge: object
+    expanded: object
+
+    def propagate(self, nodes, coarse, fine, gate, num_layers):
+        """Return the means over the layers of nodes (N, d), coarse codes (c, d) and fine codes (f, d)."""
+        ends = len(nodes), len(nodes) + len(coarse)
+        current = total = concatenate([nodes, coarse, fine])
+        for _ in range(num_layers):
+            moved = self.expanded @ current
+            nodes, coarse, fine = moved[: ends[0]], moved[ends[0] : ends[1]], moved[ends[1] :]
+            corrected = (1 - gate) * coarse + (2 * gate - 1) * (self.bridge @ fine)
+            current = concatenate([nodes + self.assignment @ (corrected - coarse), corrected, fine])
+            total = total + current
+        mean = total / (num_layers + 1)
+        return mean[: ends[0]], mean[ends[0] : ends[1]], mean[ends[1] :]
+
+
+def fine_forward(layers, codebook, sparse_fine, params):
+    """Return ego (N, d) and the propagated nodes (N, d), coarse codes (c, d), fine codes (f, d); NumPy or torch."""
+    gate = params.gate
+    gated = gate * (layers.bridge @ sparse_fine) + (1 - gate) * codebook  # (c, d)
+    composed = codebook if params.compose == "released" else gated
+    ego = activate(layers.assignment @ composed, params.activation)
+    fine = activate(sparse_fine, params.activation)
+    return ego, *layers.propagate(ego, gated, fine, gate, params.num_layers)
+
+
+def initial_fine_codes(codebook, num_fine, params, generator):
+    """Return the (f, d) start of E_f from the coarse codebook (c, d): METHODS.md 4.4, steps 1 to 3.
+
+    sparse_pca: ridge codes of f coarse rows drawn with replacement, each written to its own random choice of positions;
+    components: f sparse loadings of the coarse codebook, scaled to its rows; random: normal of the codebook's spread.
+    """
+    dim = params.dim
+    if params.init == "random":
+        return (generator.standard_normal((num_fine, dim)) * codebook.std()).astype(np.float32)
+    from sklearn.decomposition import SparsePCA
+
+    seed = int(generator.integers(2**31))
+    if params.init == "components":
+        pca = SparsePCA(n_components=num_fine, random_state=seed).fit(codebook)
+        norms = np.linalg.norm(pca.components_, axis=1, keepdims=True)
+        size = np.linalg.norm(codebook, axis=1).mean()
+        return (pca.components_ * size / np.maximum(norms, 1e-12)).astype(np.float32)
+    rows = codebook[generator.integers(len(codebook), size=num_fine)]
+    width = min(dim, params.components)
+    values = SparsePCA(n_components=width, random_state=seed).fit(rows).transform(rows)  # (f, q)
+    places = np.sort(np.argsort(generator.random((num_fine, dim)), axis=1)[:, :width], axis=1)
+    fine = np.zeros((num_fine, dim), dtype=np.float32)
+    np.put_along_axis(fine, places, values.astype(np.float32), axis=1)
+    return fine
+
+
+def initial_bridge(assignment, parts, num_fine, params):
+    """Return codes (c, k) and weights (c, k) of the first S2 from a partition of the nodes into f parts.
+
+    W = row softmax(beta * S1^T onehot(parts)), the k largest kept as they are; beta = 0.5 - 0.5 / (f - 1), and 1 for
+    t = 1. Equal to the published dense start, whose constant background a row softmax ignores (METHODS.md 4.4).
+    """
+    num_nodes = assignment.shape[0]
+    onehot = assignment_matrix(np.asarray(parts)[:, None], np.ones((num_nodes, 1)), num_fine)
+    shared = (assignment.T @ onehot).toarray()  # (c, f)
+    beta = 1.0 if params.codes_per_node == 1 or num_fine == 1 else 0.5 - 0.5 / (num_fine - 1)
+    return largest_of_softmax(torch.from_numpy(beta * shared.astype(np.float64)), min(params.bridges, num_fine))
+
+
+def closest_bridge(nodes, coarse, fine, bridges):
+    """Return codes (c, k) and weights (c, k) of the updated S2 from propagated nodes, coarse and fine codes.
+
+    Q = pinv(H_C)^T (H^T H) pinv(H_F), equal to (H pinv(H_C))^T (H pinv(H_F)) without an (N, c) matrix.
+    """
+    gram = nodes.double().T @ nodes.double()  # (d, d)
+    affinity = pseudo_inverse(coarse).T @ gram @ pseudo_inverse(fine)  # (c, f)
+    return largest_of_softmax(affinity, bridges)
+
+
+def largest_of_softmax(affinity, bridges):
+    """Return the k largest entries of each row's softmax, not renormalised: codes (c, k), float32 weights (c, k).
+
+    The softmax is taken in float32, as published, so entries far below the largest become 0. Ties: lowest code first.
+    """
+    weights = torch.softmax(affinity.float(), dim=1)
+    order = torch.sort(weights, dim=1, descending=True, stable=True)
+    return order.indices[:, :bridges], order.values[:, :bridges]

@@ -1,0 +1,185 @@
+"""The contract between the engine and a method: what a baseline implements, and how the engine builds one."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from c2f.budget import Budget
+from c2f.errors import BudgetError, ConfigError, did_you_mean
+from c2f.graph import Graph, propagate
+from c2f.ops import SparseMatrix
+from c2f.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """ego: (N, d) layer-0 rows, what L2 acts on; final: (N, d') rows whose dot products are the scores, users first."""
+
+    ego: Any
+    final: Any
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """The final embeddings as offset + basis @ rows(), for a method whose trainable part enters linearly.
+
+    num_rows: m; basis: makes the dense, already propagated (N, m) tensor and the (N, d) offset or None, both constant until
+    the method's assignment changes; rows: returns the (m, d) differentiable codebook rows; composition: the (N, m) matrix
+    with ego = composition @ rows(), None where ego is constant. The engine decides by m whether to use it.
+    """
+
+    num_rows: int
+    basis: Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+    rows: Callable[[], torch.Tensor]
+    composition: SparseMatrix | None = None
+
+
+@dataclass
+class TrainingGraph:
+    """The training graph on a device: what `embed` and `linear_form` are given."""
+
+    graph: Graph
+    device: torch.device
+    operator: SparseMatrix = field(init=False)
+
+    def __post_init__(self):
+        self.operator = SparseMatrix(self.graph.adjacency, self.device, symmetric=True)
+
+    def __getattr__(self, name):
+        return getattr(self.graph, name)
+
+
+class EmbeddingMethod(torch.nn.Module):
+    """One way to hold an embedding for every user and item in little memory.
+
+    A method implements `from_budget`, `table` (or `embed`), `export` and `decode` (or `restore`), and `fit` where it
+    trains in more than one plain stage. Torch's default generator is seeded around `from_budget` and put back afterwards,
+    so plain torch initialisers are reproducible there; later randomness comes from `trainer.generator(name)`.
+    """
+
+    @dataclass(frozen=True)
+    class Params:
+        """num_layers: propagation layers L; item_bias: one more score coordinate per item, stored and charged."""
+
+        num_layers: int = 3
+        item_bias: bool = False
+
+    counted: ClassVar[tuple[str, ...] | None] = None
+    """Names of the exported arrays that the method's paper counts (None: all but the item bias)."""
+    needs_graph: ClassVar[bool] = True
+    """Whether answering a query needs the training graph (or a cached table of final embeddings)."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+        self.item_bias: torch.nn.Parameter | None = None
+        self.details: dict = {}
+
+    @classmethod
+    def from_budget(cls, budget: Budget, graph: Graph, params) -> "EmbeddingMethod":
+        """Return an untrained method that fits the budget. Raises BudgetError naming the least feasible size."""
+        raise NotImplementedError
+
+    def table(self) -> torch.Tensor:
+        """Return the (N, d) layer-0 embeddings, users first, differentiable."""
+        raise NotImplementedError
+
+    def embed(self, graph: TrainingGraph) -> Embeddings:
+        """Return ego and final embeddings; by default LightGCN's propagation of `table()`."""
+        ego = self.table()
+        return Embeddings(ego, propagate(ego, graph.operator, self.params.num_layers))
+
+    def linear_form(self, graph: TrainingGraph) -> LinearForm | None:
+        """Return the collapsed form where the method has one with few rows, else None (DESIGN.md section 6)."""
+        return None
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return an extra scalar loss term, or None."""
+        return None
+
+    def state_changed(self) -> None:
+        """Called after the trainer put back a saved state: rebuild what is derived from it (an expanded graph)."""
+
+    def fit(self, trainer, start: dict | None = None) -> None:
+        """Train. `start`: the arrays of the artifact that the config's `starts_from` names. By default one stage."""
+        trainer.run(self, "train")
+
+    def export(self) -> dict[str, np.ndarray]:
+        """Return everything needed to answer a query, at the types it is charged for. The engine adds the item bias."""
+        raise NotImplementedError
+
+    @staticmethod
+    def decode(arrays: dict, params) -> np.ndarray:
+        """Return the (N, d) layer-0 table from the exported arrays alone."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(cls, arrays: dict, params, graph: Graph) -> Embeddings:
+        """Return the embeddings from the exported arrays, in NumPy; must equal what `embed` gave."""
+        ego = cls.decode(arrays, params)
+        return Embeddings(ego, propagate(ego, graph.adjacency, params.num_layers))
+
+
+def load_class(uses: str) -> type[EmbeddingMethod]:
+    """Import `package.module:Class`. Raises ConfigError naming what is missing."""
+    module_name, _, class_name = str(uses).partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise  # the module exists, one of its own imports does not
+        raise ConfigError(f"`uses: {uses}`: there is no module {module_name!r}; write package.module:Class") from None
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and issubclass(cls, EmbeddingMethod)):
+        known = [name for name, value in vars(module).items() if isinstance(value, type)]
+        hint = did_you_mean(class_name, known)
+        raise ConfigError(f"`uses: {uses}`: {module_name} has no EmbeddingMethod {class_name!r}; {hint}")
+    return cls
+
+
+def build(cls: type[EmbeddingMethod], budget: Budget, graph: Graph, params, seed: int) -> EmbeddingMethod:
+    """Return the untrained method within the budget, its item bias (if any) set aside first. Raises BudgetError."""
+    bias_bytes = 4 * graph.num_items if params.item_bias else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "initial weights"))
+        try:
+            method = cls.from_budget(budget.less(bias_bytes), graph, params)
+        except BudgetError as error:
+            extra = budget.measure(numbers=0, nbytes=bias_bytes)
+            raise BudgetError(needs=error.needs + extra, budget=budget) from None
+    if params.item_bias:
+        method.item_bias = torch.nn.Parameter(torch.zeros(graph.num_items))
+    return method
+
+
+def export_arrays(method: EmbeddingMethod) -> dict[str, np.ndarray]:
+    """Return the method's exported arrays and its item bias: the whole content of an artifact."""
+    arrays = dict(method.export())
+    if method.item_bias is not None:
+        arrays["item_bias"] = method.item_bias.detach().cpu().numpy()
+    return arrays
+
+
+def restore_vectors(cls, arrays: dict, params, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Return (users, items), (U, d') and (I, d') float32, whose dot products are the scores; from arrays alone."""
+    final = np.asarray(cls.restore(arrays, params, graph).final, dtype=np.float32)
+    users, items = final[: graph.num_users], final[graph.num_users :]
+    return with_bias(users, items, arrays.get("item_bias"))
+
+
+def with_bias(users: np.ndarray, items: np.ndarray, item_bias) -> tuple[np.ndarray, np.ndarray]:
+    """Append the item bias as one more coordinate (1 on the users' side); without one return the vectors unchanged."""
+    if item_bias is None:
+        return users, items
+    ones = np.ones((len(users), 1), dtype=np.float32)
+    return np.hstack([users, ones]), np.hstack([items, np.asarray(item_bias, dtype=np.float32)[:, None]])
+
+
+def params_dict(params) -> dict:
+    """Return a params or settings dataclass as a plain mapping."""
+    return dataclasses.asdict(params)

@@ -1,0 +1,82 @@
+"""Array operations that several methods share; those with two branches take NumPy arrays and torch tensors alike."""
+
+import ctypes
+import warnings
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+
+class SparseMatrix:
+    """A constant sparse matrix on a device; `matrix @ x` is differentiable in x and saves no activations.
+
+    The transpose needed backward is prepared once; a symmetric matrix is its own.
+    """
+
+    def __init__(self, matrix: sp.csr_array, device: torch.device | str = "cpu", symmetric: bool = False):
+        self.shape = matrix.shape
+        self._forward = _to_csr_tensor(matrix, device)
+        self._backward = self._forward if symmetric else _to_csr_tensor(matrix.T.tocsr(), device)
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(x, self._forward, self._backward)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, matrix, transposed):
+        ctx.transposed = transposed
+        return _multiply(matrix, x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _multiply(ctx.transposed, gradient.contiguous()), None, None
+
+
+def _multiply(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    # On a CPU the reducing form is up to four times as fast as `matrix @ x`; CUDA has only the plain one.
+    return torch.sparse.mm(matrix, x, "sum") if x.device.type == "cpu" else matrix @ x
+
+
+def _to_csr_tensor(matrix: sp.csr_array, device) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse")  # "beta state" and "invariant checks"
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int32, copy=False)),
+            torch.from_numpy(matrix.indices.astype(np.int32, copy=False)),
+            torch.from_numpy(matrix.data.astype(np.float32, copy=False)),
+            size=matrix.shape,
+        ).to(device)
+
+
+def activate(x, activation: str):
+    """Return tanh(x), or x where the activation is `linear`."""
+    if activation == "linear":
+        return x
+    return torch.tanh(x) if isinstance(x, torch.Tensor) else np.tanh(x)
+
+
+def concatenate(blocks):
+    """Stack blocks of rows: (n_1, d), (n_2, d), ... -> (n_1 + n_2 + ..., d)."""
+    return torch.cat(list(blocks)) if isinstance(blocks[0], torch.Tensor) else np.concatenate(blocks)
+
+
+def soft_threshold(x: torch.Tensor, threshold) -> torch.Tensor:
+    """Return sign(x) * max(|x| - threshold, 0), element-wise."""
+    return torch.sign(x) * torch.relu(x.abs() - threshold)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep and reuse freed blocks instead of returning them to the kernel; elsewhere do nothing.
+
+    Training frees and takes the same (N, d) buffers at every step; without this most of a CPU step is page faults
+    (Gowalla, two cores: one propagation layer 20 ms instead of 12, a sum of two tables 9 ms instead of 1).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mmap_threshold, trim_threshold = -3, -1
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,177 @@
+"""What a run leaves behind: the artifact (npz, no pickle) and the record (json), each written whole or not at all."""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from c2f.errors import ArtifactError, DataError
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path):
+    """Yield a temporary path in the same folder, moved to `path` if the block succeeds and removed if it does not.
+
+    Raises DataError where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"no space left to write {path}; free some, then run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise DataError(f"cannot write {path} ({error.strerror}); choose a folder that you may write") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write readable JSON with keys in the given order; NaN is refused."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read JSON. Raises DataError naming the file and what is wrong."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; run the step that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """arrays: everything needed to answer a query; info: uses, params, dataset hash and sizes, budget, seed."""
+
+    arrays: dict
+    info: dict
+
+    def save(self, path: Path) -> None:
+        """Write an npz that holds the arrays and `info` as JSON bytes; equal content gives equal bytes."""
+        with write_atomically(path) as temporary, open(temporary, "wb") as stream:
+            text = json.dumps(self.info, sort_keys=True, allow_nan=False).encode()
+            np.savez(stream, __info__=np.frombuffer(text, dtype=np.uint8), **self.arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Artifact":
+        """Read an artifact. Raises ArtifactError if it is missing, truncated or altered."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            info = json.loads(arrays.pop("__info__").tobytes())
+        except FileNotFoundError:
+            raise ArtifactError(f"there is no artifact at {path}; train the run first") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); delete it and train the run again") from None
+        return cls(arrays, info)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that says how a run was made and how it ended; the fields of run.json (SPEC in docs of `train`)."""
+
+    status: str
+    reason: str | None
+    dataset: str
+    protocol: str
+    method: str
+    budget: str
+    seed: int
+    uses: str
+    params: dict
+    training: dict
+    starts_from: str | None
+    footprint: dict | None
+    stages: list
+    seconds: float
+    peak_rss_bytes: int
+    device: str
+    threads: int
+    versions: dict
+    machine: str
+    commit: str
+    inputs_sha256: dict
+    command: str
+    details: dict
+
+    def write(self, path: Path) -> None:
+        """Write run.json."""
+        write_json(path, dataclasses.asdict(self))
+
+
+def peak_rss_bytes() -> int:
+    """Return this process's resident high-water mark (VmHWM on Linux, ru_maxrss elsewhere)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide numbers."""
+    names = ["torch", "numpy", "scipy", "scikit-learn", "pymetis"]
+    found = {name: metadata.version(name) for name in names if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def machine() -> str:
+    """Return processor, cores and memory in words."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return f"{processor}, {os.cpu_count()} cores, {gib:.0f} GiB, {platform.system()}"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def commit() -> str:
+    """Return the git commit of this code, with `+` if files were changed since; `unknown` outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=folder, capture_output=True, text=True)
+        if head.returncode != 0:
+            return "unknown"
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=folder, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

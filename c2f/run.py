@@ -1,0 +1,266 @@
+"""One run: a method, a budget and a seed on prepared data -> artifact, record and curve; and its evaluation."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from c2f import evaluate, record
+from c2f.budget import Budget, Footprint
+from c2f.data import load_pairs, load_stats
+from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
+from c2f.graph import Graph
+from c2f.method import EmbeddingMethod, build, export_arrays, load_class, restore_vectors
+from c2f.ops import keep_freed_memory
+from c2f.record import Artifact, RunRecord, read_json, sha256_file, write_atomically, write_json
+from c2f.seeds import seed_for
+from c2f.settings import from_mapping
+from c2f.train import VALIDATION_METRICS, StageReport, Trainer, TrainingSettings, pick_device
+
+CURVE_COLUMNS = ["stage", "epoch", "seconds", "loss", *VALIDATION_METRICS]
+SCORED = ("ok", "timeout")
+"""The statuses whose artifact holds a trained model."""
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method's entry with every default filled in, as results/methods/{name}.json holds it."""
+
+    name: str
+    uses: str
+    params: dict
+    training: dict
+    starts_from: str | dict | None
+    source_sha256: str
+
+    @property
+    def method_class(self) -> type[EmbeddingMethod]:
+        """The class that `uses` names."""
+        return load_class(self.uses)
+
+
+def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
+    """Check a method's entry against its class and write it with all defaults. Raises ConfigError."""
+    allowed = ("uses", "params", "training", "starts_from", "budgets", "like")
+    for key in entry:
+        if key not in allowed:
+            raise ConfigError(f"unknown key {key!r} in methods.{name}; known: {', '.join(allowed)}")
+    if "uses" not in entry:
+        raise ConfigError(f"methods.{name} has no `uses`; write `uses: package.module:Class`")
+    cls = load_class(entry["uses"])
+    params = from_mapping(cls.Params, entry.get("params") or {}, f"methods.{name}.params")
+    settings = from_mapping(TrainingSettings, training, "training")
+    changes = entry.get("training") or {}
+    settings = from_mapping(TrainingSettings, dataclasses.asdict(settings) | changes, f"methods.{name}.training")
+    source = Path(sys.modules[cls.__module__].__file__ or "")
+    resolved = ResolvedMethod(
+        name=name,
+        uses=entry["uses"],
+        params=dataclasses.asdict(params),
+        training=dataclasses.asdict(settings),
+        starts_from=entry.get("starts_from"),
+        source_sha256=sha256_file(source),
+    )
+    write_json(output, dataclasses.asdict(resolved))
+
+
+def train(
+    train_file: Path,
+    valid_file: Path,
+    stats_file: Path,
+    method_file: Path,
+    budget_name: str,
+    seed: int,
+    output: Path,
+    start: Path | None = None,
+    progress: bool = True,
+) -> str:
+    """Train one run and write artifact.npz, run.json and curve.csv; return its status.
+
+    What cannot be done (budget, divergence, memory, time) is a status with a reason, not an error. An interrupted run
+    continues from its checkpoint when it is called again with the same inputs.
+    """
+    keep_freed_memory()
+    output.mkdir(parents=True, exist_ok=True)
+    resolved = ResolvedMethod(**read_json(method_file))
+    budget = Budget.parse(budget_name)
+    cls = resolved.method_class
+    params = cls.Params(**resolved.params)
+    settings = TrainingSettings(**resolved.training)
+    stats = load_stats(stats_file)
+    graph = Graph(load_pairs(train_file, stats))
+    valid = load_pairs(valid_file, stats)
+    inputs = {"train": stats["sha256"]["train"], "valid": stats["sha256"]["valid"], "method": sha256_file(method_file)}
+    if start is not None:
+        inputs["start"] = sha256_file(start / "artifact.npz")
+    fingerprint = hashlib.sha256(json.dumps([inputs, budget.name, seed]).encode()).hexdigest()
+    run_seed = seed_for(seed, stats["name"], resolved.name)
+    checkpoint = output / "checkpoint.pt"
+
+    began, method, trainer, arrays = time.perf_counter(), None, None, {}
+    status, reason = "ok", None
+    try:
+        method = build(cls, budget, graph, params, run_seed)
+        started = _start_arrays(start)
+        trainer = Trainer(
+            graph,
+            valid,
+            settings,
+            run_seed,
+            checkpoint=checkpoint,
+            fingerprint=fingerprint,
+            partitions=train_file.parent,
+            progress=progress,
+        )
+        method.fit(trainer, started)
+        arrays = export_arrays(method)
+        if trainer.timed_out:
+            status, reason = "timeout", f"stopped after max_seconds = {settings.max_seconds:g}; best weights so far"
+    except BudgetError as error:
+        status, reason = "infeasible", str(error)
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    except MethodError as error:
+        status, reason = "failed", str(error)
+    except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+        status, reason = "oom", f"out of memory: {error}"
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        status, reason = "oom", f"out of memory: {str(error).splitlines()[0]}"
+
+    footprint = None
+    if arrays:
+        assert method is not None
+        footprint = _footprint(method, arrays, graph)
+        if footprint.spent(budget) > budget.amount:
+            status, reason = "over_budget", f"the artifact takes {footprint.spent(budget):,} of the budget {budget}"
+            arrays = {}
+    info = {
+        "status": status,
+        "uses": resolved.uses,
+        "params": resolved.params,
+        "dataset": stats["name"],
+        "train_sha256": stats["sha256"]["train"],
+        "num_users": graph.num_users,
+        "num_items": graph.num_items,
+        "budget": budget.name,
+        "seed": seed,
+    }
+    Artifact(arrays, info).save(output / "artifact.npz")
+    _write_curve(output / "curve.csv", trainer.curve if trainer else [])
+    RunRecord(
+        status=status,
+        reason=reason,
+        dataset=stats["name"],
+        protocol=stats["recipe"],
+        method=resolved.name,
+        budget=budget.name,
+        seed=seed,
+        uses=resolved.uses,
+        params=resolved.params,
+        training=resolved.training,
+        starts_from=str(start) if start else None,
+        footprint=dataclasses.asdict(footprint) if footprint else None,
+        stages=[_stage(report) for report in trainer.reports] if trainer else [],
+        seconds=round(trainer.seconds() if trainer else time.perf_counter() - began, 3),
+        peak_rss_bytes=record.peak_rss_bytes(),
+        device=str(trainer.device if trainer else pick_device(settings.device)),
+        threads=torch.get_num_threads(),
+        versions=record.versions(),
+        machine=record.machine(),
+        commit=record.commit(),
+        inputs_sha256=inputs,
+        command=shlex.join(["python", "-m", "c2f", *sys.argv[1:]]),
+        details=method.details if method is not None else {},
+    ).write(output / "run.json")
+    checkpoint.unlink(missing_ok=True)
+    return status
+
+
+def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
+    """Score a finished run on the test pairs from its artifact alone; write per_user.parquet and metrics.json.
+
+    Returns the means. A run without a trained model gives no rows and no means.
+    """
+    keep_freed_memory()
+    status = read_json(run / "run.json")["status"]
+    per_user: dict = {name: [] for name in ["user", "held_out", *(f"{m}@{k}" for k in ks for m in ("recall", "ndcg"))]}
+    if status in SCORED:
+        stats = load_stats(data / "stats.json")
+        graph = Graph(load_pairs(data / "train.parquet", stats))
+        users, items = load_vectors(run / "artifact.npz", graph, stats)
+        masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
+        held_out = load_pairs(data / "test.parquet", stats)
+        device = pick_device("auto")
+        tensors = (torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in (users, items))
+        per_user = evaluate.score_users(*tensors, evaluate.union(masked), held_out, ks)
+    frame = pd.DataFrame(
+        {name: np.asarray(values, dtype=np.float32 if "@" in name else np.int32) for name, values in per_user.items()}
+    )
+    means = evaluate.means(per_user)
+    with write_atomically(output / "per_user.parquet") as temporary:
+        frame.to_parquet(temporary, index=False)
+    write_json(output / "metrics.json", {"users": len(frame), "means": means})
+    return means
+
+
+def load_vectors(artifact_file: Path, graph: Graph, stats: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return (users, items), (U, d) and (I, d), of an artifact on its own dataset. Raises ArtifactError."""
+    artifact = Artifact.load(artifact_file)
+    if artifact.info["train_sha256"] != stats["sha256"]["train"]:
+        raise ArtifactError(
+            f"{artifact_file} was trained on {artifact.info['dataset']} with other training pairs than {stats['name']} "
+            "has here; use the data it was trained on, or train it again"
+        )
+    if artifact.info["status"] not in SCORED:
+        raise ArtifactError(f"{artifact_file} holds no model: its run ended as {artifact.info['status']}")
+    cls = load_class(artifact.info["uses"])
+    try:
+        return restore_vectors(cls, artifact.arrays, cls.Params(**artifact.info["params"]), graph)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{artifact_file} does not hold what {artifact.info['uses']} needs ({error}); train it again"
+        ) from error
+
+
+def _start_arrays(start: Path | None) -> dict | None:
+    if start is None:
+        return None
+    started = read_json(start / "run.json")
+    if started["status"] not in SCORED:
+        raise MethodError(f"it starts from {start}, which ended as {started['status']}: {started['reason']}")
+    return Artifact.load(start / "artifact.npz").arrays
+
+
+def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint:
+    users, items = restore_vectors(type(method), arrays, method.params, graph)
+    return Footprint.measure(
+        arrays,
+        method.counted,
+        graph_bytes=graph.stored_bytes,
+        table_bytes=users.nbytes + items.nbytes,
+        needs_graph=method.needs_graph,
+    )
+
+
+def _stage(report: StageReport) -> dict:
+    values = dataclasses.asdict(report)
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def _write_curve(path: Path, curve: list[dict]) -> None:
+    with write_atomically(path) as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, CURVE_COLUMNS)
+        writer.writeheader()
+        for row in curve:
+            writer.writerow({key: "" if value != value else value for key, value in row.items()})  # NaN: no loss yet

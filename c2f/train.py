@@ -1,0 +1,405 @@
+"""The trainer: sampled triples, BPR and L2, stopping on validation, best weights back, checkpoints.
+
+loss = mean softplus(score(u, j) - score(u, i)) + l2 / 2 * Q / batch + the method's own penalty,
+with Q the sum of the squared norms of the batch's layer-0 rows (METHODS.md 1.5).
+"""
+
+import contextlib
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from c2f.data import Interactions
+from c2f.errors import DivergedError
+from c2f.evaluate import means, score_users
+from c2f.graph import Graph
+from c2f.method import EmbeddingMethod, LinearForm, TrainingGraph
+from c2f.partition import partition
+from c2f.record import write_atomically
+from c2f.sampling import TripleSampler
+from c2f.seeds import seed_for
+from c2f.settings import check
+
+VALIDATION_METRICS = ("ndcg@5", "ndcg@20", "recall@20")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How every method is trained unless its entry says otherwise.
+
+    lr: Adam's learning rate; batch_size: in triples; negatives: per positive; l2: lambda of METHODS.md 1.5 (the kappa
+    of LEGCF and C2F is l2 / 2e-4); clip_value: gradients are clipped to +-this, null for never; max_epochs,
+    evaluate_every (epochs) and patience (evaluations) hold for each stage; select_on: the validation metric that stops and selects;
+    max_seconds: wall-clock cap of the run, null for none; device: auto takes CUDA where there is one.
+    """
+
+    lr: float = 1e-3
+    batch_size: int = 8192
+    negatives: int = 1
+    l2: float = 1e-4
+    clip_value: float | None = None
+    max_epochs: int = 1000
+    evaluate_every: int = 5
+    patience: int = 5
+    select_on: Literal["ndcg@5", "ndcg@20", "recall@20"] = "ndcg@20"
+    max_seconds: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self):
+        check(self.lr > 0, "lr", self.lr, "above 0")
+        check(self.l2 >= 0, "l2", self.l2, "at least 0")
+        for name in ("batch_size", "negatives", "max_epochs", "evaluate_every", "patience"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("clip_value", "max_seconds"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, value, "above 0, or null")
+
+
+@dataclass
+class StageReport:
+    """What one stage did; `stopped_by` is one of patience, epochs, time, condition."""
+
+    name: str
+    metric: str
+    epochs: int = 0
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    stopped_by: str = ""
+    steps: int = 0
+    seconds: float = 0.0
+    seconds_per_epoch: float = 0.0
+    collapsed: bool = False
+
+
+class Trainer:
+    """Runs the stages of one method on one training and validation set. It has no way to reach the test set."""
+
+    checkpoint_seconds = 60.0
+
+    def __init__(
+        self,
+        graph: Graph,
+        valid: Interactions,
+        settings: TrainingSettings,
+        seed: int,
+        *,
+        checkpoint: Path | None = None,
+        fingerprint: str = "",
+        partitions: Path | None = None,
+        progress: bool = False,
+    ):
+        self.device = pick_device(settings.device)
+        self.graph = TrainingGraph(graph, self.device)
+        self.valid, self.settings, self.seed = valid, settings, seed
+        self.sampler = TripleSampler(graph.train, settings.negatives)
+        self.reports: list[StageReport] = []
+        self.curve: list[dict] = []
+        self.timed_out = False
+        self._partitions, self._progress = partitions, progress
+        self._checkpoint, self._fingerprint = checkpoint, fingerprint
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._spent = 0.0  # seconds of earlier, interrupted processes
+        self._started = time.perf_counter()
+        self._resume = self._read_checkpoint()
+
+    def generator(self, *names) -> np.random.Generator:
+        """Return the NumPy generator of a named random stream of this run."""
+        return np.random.default_rng(seed_for(self.seed, *names))
+
+    def partition(self, num_parts: int) -> tuple[np.ndarray, str]:
+        """Return balanced graph parts (N,) and the engine that made them; see c2f.partition."""
+        return partition(self.graph.graph, num_parts, 0, self._partitions)
+
+    def seconds(self) -> float:
+        """Return the seconds spent on this run, interrupted attempts included."""
+        return self._spent + time.perf_counter() - self._started
+
+    def run(
+        self,
+        method: EmbeddingMethod,
+        stage: str,
+        *,
+        each_epoch: Callable[[], None] | None = None,
+        keep: Literal["best", "last"] = "best",
+        until: Callable[[], bool] | None = None,
+        max_epochs: int | None = None,
+    ) -> StageReport:
+        """Train the method's parameters that require gradients until validation stops improving.
+
+        each_epoch: called in the first batch of every epoch, after its backward pass and before the weights move, so
+        that batch still follows the old state (METHODS.md 3.6);
+        until: asked after every epoch, ends the stage when true; max_epochs: of this stage, where it is not the setting's;
+        keep: leave the method with its best evaluated weights, or with the last. One optimiser serves all stages.
+        Raises DivergedError when a loss is not finite.
+        """
+        index = len(self.reports)
+        if self._resume is not None and index < self._resume["stage"]:
+            self.reports.append(StageReport(**self._resume["reports"][index]))
+            return self.reports[-1]  # its weights are overwritten when the interrupted stage is taken up
+        method.to(self.device)
+        max_epochs = max_epochs or self.settings.max_epochs
+        parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self._prepare_optimizer(parameters)
+        report, best, since_best = StageReport(stage, self.settings.select_on), None, 0
+        if self._resume is not None:
+            report, best, since_best = self._take_up(method)
+        else:
+            best = self._evaluate(method, report, math.nan)
+        self.reports.append(report)
+        step = _Step(method, self.graph, self.settings)
+        report.collapsed = step.collapsed
+        with self._progress_bar(report, max_epochs) as bar, _deferred_interrupt() as interrupted:
+            while not self._finished(report, since_best, max_epochs, until):
+                began = time.perf_counter()
+                epoch = report.epochs + 1
+                loss = self._train_epoch(method, step, stage, epoch, parameters, each_epoch, report)
+                report.epochs = epoch
+                report.seconds += time.perf_counter() - began
+                report.seconds_per_epoch = report.seconds / epoch
+                bar.update()
+                if epoch % self.settings.evaluate_every == 0 or epoch == max_epochs:
+                    improved = self._evaluate(method, report, loss)
+                    since_best = 0 if improved is not None else since_best + 1
+                    best = improved if improved is not None else best
+                    bar.set_postfix_str(f"loss {loss:.4f}, {report.metric} {self.curve[-1][report.metric]:.4f}")
+                self._write_checkpoint(method, index, best, since_best, now=interrupted.is_set)
+                interrupted.raise_if_set()
+        if keep == "best" and best is not None:
+            method.load_state_dict(best)
+            method.state_changed()
+        return report
+
+    def _prepare_optimizer(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Keep the optimiser and its moments from stage to stage while the trained parameters stay the same."""
+        current = self._optimizer.param_groups[0]["params"] if self._optimizer is not None else []
+        if [id(parameter) for parameter in current] != [id(parameter) for parameter in parameters]:
+            self._optimizer = torch.optim.Adam(parameters, lr=self.settings.lr)
+
+    def _finished(self, report: StageReport, since_best: int, max_epochs: int, until) -> bool:
+        if until is not None and report.epochs and until():
+            report.stopped_by = "condition"
+        elif since_best >= self.settings.patience:
+            report.stopped_by = "patience"
+        elif report.epochs >= max_epochs:
+            report.stopped_by = "epochs"
+        elif self.settings.max_seconds is not None and self.seconds() >= self.settings.max_seconds:
+            report.stopped_by, self.timed_out = "time", True
+        return bool(report.stopped_by)
+
+    def _train_epoch(self, method, step, stage, epoch, parameters, each_epoch, report) -> float:
+        user, positive, negative = (
+            torch.from_numpy(ids).to(self.device)
+            for ids in self.sampler.epoch(self.generator("sampling", stage, epoch))
+        )
+        optimizer, total, size = self._optimizer, 0.0, self.settings.batch_size
+        assert optimizer is not None
+        for batch, first in enumerate(range(0, len(user), size)):
+            rows = slice(first, first + size)
+            optimizer.zero_grad(set_to_none=True)
+            loss = step.loss(user[rows], positive[rows], negative[rows])
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss became {value} in stage {stage!r}, epoch {epoch}, batch {batch + 1}; "
+                    "lower `lr` or raise `l2`"
+                )
+            loss.backward()
+            if batch == 0 and each_epoch is not None:
+                with torch.no_grad():
+                    each_epoch()
+                step.refresh()
+            if self.settings.clip_value is not None:
+                torch.nn.utils.clip_grad_value_(parameters, self.settings.clip_value)
+            optimizer.step()
+            total += value * len(user[rows])
+            report.steps += 1
+        return total / len(user)
+
+    @torch.no_grad()
+    def _evaluate(self, method, report: StageReport, loss: float) -> dict | None:
+        """Add a row to the curve; return a copy of the method's state if it is strictly the stage's best so far."""
+        final = method.embed(self.graph).final
+        users, items = final[: self.graph.num_users], final[self.graph.num_users :]
+        if method.item_bias is not None:
+            users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
+            items = torch.cat([items, method.item_bias[:, None]], dim=1)
+        ks = sorted({int(name.split("@")[1]) for name in VALIDATION_METRICS})
+        scores = means(score_users(users, items, self.graph.train, self.valid, ks))
+        values = {name: scores.get(name, 0.0) for name in VALIDATION_METRICS}
+        self.curve.append(
+            {"stage": report.name, "epoch": report.epochs, "seconds": round(self.seconds(), 3), "loss": loss, **values}
+        )
+        if values[report.metric] <= report.best_value:
+            return None
+        report.best_value, report.best_epoch = values[report.metric], report.epochs
+        return copy.deepcopy(method.state_dict())
+
+    def _progress_bar(self, report: StageReport, max_epochs: int):
+        return tqdm(
+            total=max_epochs,
+            initial=report.epochs,
+            desc=report.name,
+            unit="epoch",
+            disable=not self._progress,
+            mininterval=5,
+        )
+
+    def _write_checkpoint(self, method, stage: int, best, since_best: int, now: bool) -> None:
+        if self._checkpoint is None:
+            return
+        if not now and time.perf_counter() - self._last_checkpoint < self.checkpoint_seconds:
+            return
+        assert self._optimizer is not None
+        state = {
+            "fingerprint": self._fingerprint,
+            "stage": stage,
+            "reports": [asdict(report) for report in self.reports],
+            "curve": self.curve,
+            "seconds": self.seconds(),
+            "method": method.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": best,
+            "since_best": since_best,
+        }
+        with write_atomically(self._checkpoint) as temporary:
+            torch.save(state, temporary)
+        self._last_checkpoint = time.perf_counter()
+
+    def _read_checkpoint(self) -> dict | None:
+        self._last_checkpoint = time.perf_counter()
+        if self._checkpoint is None or not self._checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError):
+            return None  # damaged: start again, as without one
+        return state if state.get("fingerprint") == self._fingerprint else None
+
+    def _take_up(self, method) -> tuple[StageReport, dict | None, int]:
+        """Put the interrupted stage's state back and forget the checkpoint."""
+        state, self._resume = self._resume, None
+        assert state is not None and self._optimizer is not None
+        method.load_state_dict(state["method"])
+        method.state_changed()
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.curve, self._spent = state["curve"], state["seconds"]
+        return StageReport(**state["reports"][-1]), state["best"], state["since_best"]
+
+
+class _Step:
+    """The loss of one batch: through the graph, or on the collapsed form where that is cheaper (DESIGN.md 6)."""
+
+    def __init__(self, method: EmbeddingMethod, graph: TrainingGraph, settings: TrainingSettings):
+        self.method, self.graph, self.settings = method, graph, settings
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the method's constant state anew (after its assignment changed)."""
+        self.form = self.method.linear_form(self.graph)
+        if self.form is not None and not self._cheaper(self.form.num_rows):
+            self.form = None
+        if self.form is not None:
+            with torch.no_grad():
+                self.basis, self.offset = self.form.basis()
+
+    @property
+    def collapsed(self) -> bool:
+        return self.form is not None
+
+    def _cheaper(self, num_rows: int) -> bool:
+        # Multiply-adds per column of the table. A gathered one through the graph costs about seven dense ones (Gowalla, two
+        # cores: a layer of 1.6 M non-zeros x 128 takes 12 ms, a dense product 226 GFLOP/s).
+        batch_rows = min(self.graph.num_nodes, 3 * self.settings.batch_size)
+        return batch_rows * num_rows / 7 < self.graph.adjacency.nnz * self.method.params.num_layers
+
+    def loss(self, user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        """Return the scalar loss of a batch of triples (B,) int32."""
+        nodes = torch.cat([user, positive + self.graph.num_users, negative + self.graph.num_users])  # (3B,)
+        if self.form is None:
+            embeddings = self.method.embed(self.graph)
+            ego, final, places = embeddings.ego, embeddings.final, nodes
+        else:
+            ego, final, places = self._collapsed(self.form, nodes)
+        margin = triple_margins(final, *places.chunk(3))
+        bias = self.method.item_bias
+        if bias is not None:
+            margin = margin + bias[positive] - bias[negative]
+        loss = torch.nn.functional.softplus(-margin).mean()
+        if self.settings.l2 and ego is not None and ego.requires_grad:
+            counts = torch.bincount(nodes, minlength=len(ego)).to(ego.dtype)
+            loss = loss + self.settings.l2 / (2 * len(user)) * torch.dot(ego.square().sum(dim=1), counts)
+        penalty = self.method.penalty()
+        return loss if penalty is None else loss + penalty
+
+    def _collapsed(self, form: LinearForm, nodes: torch.Tensor):
+        """Return ego (N, d) or None, final rows of the batch's nodes (or of all), and each node's place among them."""
+        rows, basis, offset, places = form.rows(), self.basis, self.offset, nodes
+        if len(nodes) < self.graph.num_nodes:
+            distinct, places = torch.unique(nodes, return_inverse=True)
+            basis, offset = basis[distinct], None if offset is None else offset[distinct]
+        final = basis @ rows if offset is None else torch.addmm(offset, basis, rows)
+        return (None if form.composition is None else form.composition @ rows), final, places
+
+
+class _TripleMargins(torch.autograd.Function):
+    """score(u, i) - score(u, j) per triple; the gradient is one sparse symmetric product with the table."""
+
+    @staticmethod
+    def forward(ctx, final, user, positive, negative):
+        ctx.save_for_backward(final, user, positive, negative)
+        return (final[user] * (final[positive] - final[negative])).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        final, user, positive, negative = ctx.saved_tensors
+        by = gradient[:, None]
+        result = torch.zeros_like(final)
+        of_user = final[user] * by
+        result.index_add_(0, user, (final[positive] - final[negative]) * by)
+        result.index_add_(0, positive, of_user)
+        result.index_add_(0, negative, -of_user)
+        return result, None, None, None
+
+
+def triple_margins(final: torch.Tensor, user, positive, negative) -> torch.Tensor:
+    """Return <h_u, h_i> - <h_u, h_j> for node ids (B,) of a table (N, d): (B,)."""
+    return _TripleMargins.apply(final, user, positive, negative)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device: `auto` takes CUDA where torch sees one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+class _deferred_interrupt:
+    """Hold back SIGINT and SIGTERM until the epoch's end, so that the checkpoint is a whole epoch."""
+
+    def __enter__(self):
+        self.is_set = False
+        self._old: dict = {}
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, *_):
+        self.is_set = True
+
+    def raise_if_set(self) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

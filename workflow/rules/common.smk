@@ -1,0 +1,43 @@
+# What the rules need to know about the configuration. The logic, and its tests, are in c2f/grid.py.
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(workflow.current_basedir).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def put_first(variable, folder):
+    paths = [str(folder), os.environ.get(variable)]
+    os.environ.update({variable: os.pathsep.join(filter(None, paths))})
+
+
+# `python -m c2f` in a rule: this checkout's package, in the environment that Snakemake itself runs in
+put_first("PATH", Path(sys.executable).parent)
+put_first("PYTHONPATH", ROOT)
+
+from c2f.errors import C2FError
+from c2f.grid import Grid, Run, module_file
+
+try:
+    GRID = Grid(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
+except C2FError as error:
+    print(f"ERROR: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    method="[^/]+",
+    budget="[^/]+",
+    seed="[0-9]+",
+    name="[a-z0-9_]+",
+
+
+def start_of(wildcards):
+    """Return the folder of the run that this one starts from, in a list that is empty where it starts from nothing."""
+    run = Run(
+        wildcards.dataset, wildcards.method, wildcards.budget, int(wildcards.seed)
+    )
+    start = GRID.start(run)
+    return [start.folder] if start else []
