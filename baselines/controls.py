@@ -10,6 +10,7 @@ class Popularity(EmbeddingMethod):
     """Every user gets the items with the most training users. Nothing is trained; one count per item is stored."""
 
     needs_graph = False
+    counts: torch.Tensor
 
     @classmethod
     def from_budget(cls, budget, graph, params):

@@ -22,6 +22,7 @@ class Hashing(EmbeddingMethod):
     """m rows of `dim` float32 numbers and two hash constants (16 bytes). Raises BudgetError below one row."""
 
     counted = ("codebook",)
+    hash_constants: torch.Tensor
 
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):

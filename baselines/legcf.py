@@ -46,6 +46,8 @@ class LEGCF(EmbeddingMethod):
     """
 
     counted = ("codebook",)
+    codes: torch.Tensor
+    weights: torch.Tensor
 
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):

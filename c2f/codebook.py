@@ -83,7 +83,7 @@ def feasible_codes(budget, per_code, fixed, at_least: int = 1) -> int:
 def coarse_codes(budget, graph, params) -> int:
     """Return the number of codes c of LEGCF, or of the coarse stage of C2F, within the budget.
 
-    params: dim, codes_per_node, num_codes, codebook_share. Charged: 4 * dim bytes a code, and per node t weights (float32)
+    params: dim, codes_per_node, num_codes, codebook_share. Charged: 4 * dim bytes a code; per node t float32 weights
     and t ids. Raises BudgetError where codes_per_node codes do not fit.
     """
     per_node = params.codes_per_node

@@ -1,7 +1,6 @@
 """From published files to train, valid and test pairs: dataset settings, readers, split recipes, made-up data."""
 
 import csv
-import errno
 import hashlib
 import inspect
 import io
@@ -11,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from c2f.errors import ConfigError, DataError, did_you_mean
+from c2f.record import disk_errors
 from c2f.seeds import seed_for
 
 RECIPE_FILES = {
@@ -36,7 +35,7 @@ ID_BYTES = b"0123456789 \t\r\n"
 NOT_AN_ID = "ids must be whole numbers from 0 (or set `remap: true`)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Interactions:
     """Unique (user, item) pairs, sorted by user and then item.
 
@@ -689,20 +688,6 @@ def _read_prepared(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; write it with `python -m c2f prepare`") from error
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder met in the block into a DataError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "free some space" if full else "make the folder writable"
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; {way_out} or choose another folder, "
-            "then run the same command again"
-        ) from error
 
 
 # Made-up data ---------------------------------------------------------------------------------------------------------

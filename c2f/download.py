@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from c2f.data import DatasetSpec, Interactions, RawFile, disk_errors, generate_blocks
+from c2f.data import DatasetSpec, Interactions, RawFile, generate_blocks
 from c2f.errors import DataError
+from c2f.record import disk_errors
 
 CHUNK_BYTES = 1 << 18
 
@@ -168,7 +169,7 @@ def chunks(response) -> Iterator[bytes]:
     """Yield what arrives; a connection that breaks is a SourceError, so that it is not taken for a full disk."""
     while True:
         try:
-            chunk = response.read(CHUNK_BYTES)
+            chunk = response.read1(CHUNK_BYTES)  # what is there: a silent server costs nothing that arrived
         except (OSError, http.client.HTTPException) as error:
             raise SourceError(f"the connection broke: {error}", again=True) from error
         if not chunk:

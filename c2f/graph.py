@@ -48,7 +48,7 @@ def propagate(x, adjacency, num_layers: int):
     return total / (num_layers + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """The training pairs as a normalised graph; nodes are users 0..U-1, then items U..N-1. Training pairs only."""
 

@@ -261,6 +261,8 @@ def _describe(error: ValidationError) -> str:
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
         return f"key {missing!r} is missing in {place}; {WAY_OUT}"
+    if error.validator == "enum":
+        return f"{place} = {error.instance!r} is unknown; {did_you_mean(error.instance, error.validator_value)}"
     hint = ""
     if isinstance(error.instance, str) and "e" in error.instance and error.validator == "type":
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)"

@@ -1,9 +1,9 @@
 """C2F-MetaEmbed, fine stage: sparse fine codes that refine a frozen coarse codebook through a small bridge.
 
-"Coarse-to-fine meta-embeddings", 2025, https://arxiv.org/abs/2501.11870. The coarse stage is LEGCF exactly (config entry
-c2f-coarse); this stage starts from its artifact (codebook E_c, assignment S1, item bias).
+"Coarse-to-fine meta-embeddings", 2025, https://arxiv.org/abs/2501.11870. The coarse stage is LEGCF exactly (config
+entry c2f-coarse); this stage starts from its artifact (codebook E_c, assignment S1, item bias).
 
-    E = soft(E_f; threshold)                                    sparse fine codes (f, d); only E_f and the item bias are trained
+    E = soft(E_f; threshold)         sparse fine codes (f, d); only E_f and the item bias are trained
     layer 0:  U = tanh(S1 E_c),  C = g S2 E + (1 - g) E_c,  F = tanh(E)
     G = D^-1/2 [[A, S1, 0], [S1^T, 0, S2], [0, S2^T, 0]] D^-1/2
     one layer:  (U', C', F') = G (U, C, F);  C = (1 - g) C' + (2g - 1) S2 F';  U = U' + S1 (C - C');  F = F'
@@ -21,8 +21,8 @@ Deviations, with reasons:
 * user and global biases are dropped: they change neither the loss nor a ranking.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,13 +49,18 @@ from c2f.api import (
 
 
 class C2FMetaEmbed(EmbeddingMethod):
-    """c coarse codes with their assignment as in LEGCF, f sparse fine codes, and a bridge of k fine codes per coarse one.
+    """c coarse codes and their assignment as in LEGCF, f sparse fine codes, and a bridge of k fine per coarse code.
 
     Fine codes are charged as if dense when the size is chosen, and as stored when it is measured.
     Raises BudgetError where the coarse stage and one fine code do not fit.
     """
 
     counted = ("codebook", "fine")
+    codebook: torch.Tensor
+    codes: torch.Tensor
+    weights: torch.Tensor
+    bridge_codes: torch.Tensor
+    bridge_weights: torch.Tensor
 
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):
@@ -91,21 +96,30 @@ class C2FMetaEmbed(EmbeddingMethod):
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        coarse = coarse_codes(budget, graph, params)
-        per_node, dim = params.codes_per_node, params.dim
-        id_bytes = id_array([], coarse).itemsize
-
-        def used(fine):
+        def used(coarse, fine):
+            numbers = params.dim * (coarse + fine)
+            assignment = graph.num_nodes * params.codes_per_node * (4 + id_array([], coarse).itemsize)
             bridge = coarse * min(params.bridges, fine) * (4 + id_array([], fine).itemsize)
-            nbytes = graph.num_nodes * per_node * (4 + id_bytes) + bridge + 4 * dim * (coarse + fine)
-            return budget.measure(numbers=dim * (coarse + fine), nbytes=nbytes)
+            return budget.measure(numbers=numbers, nbytes=4 * numbers + assignment + bridge)
 
-        if used(params.fine_codes or 1) > budget.amount:
-            raise BudgetError(needs=used(params.fine_codes or 1), budget=budget)
-        fine = params.fine_codes
-        if fine is None:
-            fine = int((budget.amount - used(1)) // budget.measure(numbers=dim, nbytes=4 * dim)) + 1
-            while used(fine) > budget.amount:
+        # Climb to the least amount that holds the coarse stage, as its own run sizes it, and the fine codes.
+        amount, fine = budget.amount, params.fine_codes or 1
+        while True:
+            try:
+                coarse = coarse_codes(replace(budget, amount=amount), graph, params)
+            except BudgetError as error:
+                amount = error.needs
+                continue
+            if used(coarse, fine) <= amount:
+                break
+            amount = used(coarse, fine)
+        if amount > budget.amount:
+            raise BudgetError(needs=int(amount), budget=budget)
+        if params.fine_codes is None:
+            budget.require_size()
+            room = budget.amount - used(coarse, 1)
+            fine = 1 + int(room // budget.measure(numbers=params.dim, nbytes=4 * params.dim))
+            while used(coarse, fine) > budget.amount:  # more fine codes make the bridge wider, up to k
                 fine -= 1
         return cls(graph.num_nodes, coarse, fine, params)
 
@@ -149,8 +163,8 @@ class C2FMetaEmbed(EmbeddingMethod):
             found = start[name].shape if name in start else "none"
             if found != tuple(shape):
                 raise MethodError(
-                    f"the coarse run has {name} {found}, this one expects {tuple(shape)}; give both entries the same dim, "
-                    "codes_per_node, codebook_share, num_codes and item_bias"
+                    f"the coarse run has {name} {found}, this one expects {tuple(shape)}; give both entries the same "
+                    "dim, codes_per_node, codebook_share, num_codes and item_bias"
                 )
         with torch.no_grad():
             self.codebook.copy_(torch.from_numpy(start["codebook"]))
@@ -238,9 +252,9 @@ class C2FMetaEmbed(EmbeddingMethod):
 class _Layers:
     """assignment S1 (N, c), bridge S2 (c, f), expanded G (N + c + f, same): NumPy or torch alike."""
 
-    assignment: object
-    bridge: object
-    expanded: object
+    assignment: Any
+    bridge: Any
+    expanded: Any
 
     def propagate(self, nodes, coarse, fine, gate, num_layers):
         """Return the means over the layers of nodes (N, d), coarse codes (c, d) and fine codes (f, d)."""

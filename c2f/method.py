@@ -28,9 +28,9 @@ class Embeddings:
 class LinearForm:
     """The final embeddings as offset + basis @ rows(), for a method whose trainable part enters linearly.
 
-    num_rows: m; basis: makes the dense, already propagated (N, m) tensor and the (N, d) offset or None, both constant until
-    the method's assignment changes; rows: returns the (m, d) differentiable codebook rows; composition: the (N, m) matrix
-    with ego = composition @ rows(), None where ego is constant. The engine decides by m whether to use it.
+    num_rows: m; basis: makes the dense, already propagated (N, m) tensor and the (N, d) offset or None, both constant
+    until the method's assignment changes; rows: returns the (m, d) differentiable codebook rows; composition: (N, m) with
+    ego = composition @ rows(), None where ego is constant. The engine decides by m whether to use it.
     """
 
     num_rows: int
@@ -58,7 +58,7 @@ class EmbeddingMethod(torch.nn.Module):
     """One way to hold an embedding for every user and item in little memory.
 
     A method implements `from_budget`, `table` (or `embed`), `export` and `decode` (or `restore`), and `fit` where it
-    trains in more than one plain stage. Torch's default generator is seeded around `from_budget` and put back afterwards,
+    trains in more than one plain stage. Torch's default generator is seeded around `from_budget` and put back after it,
     so plain torch initialisers are reproducible there; later randomness comes from `trainer.generator(name)`.
     """
 

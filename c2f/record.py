@@ -20,6 +20,20 @@ from c2f.errors import ArtifactError, DataError
 
 
 @contextlib.contextmanager
+def disk_errors(path: Path):
+    """Turn a full disk or an unwritable folder met in the block into a DataError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free some space" if full else "make the folder writable"
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; {way_out} or choose another folder, "
+            "then run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
 def write_atomically(path: Path):
     """Yield a temporary path in the same folder, moved to `path` if the block succeeds and removed if it does not.
 
@@ -27,18 +41,13 @@ def write_atomically(path: Path):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"no space left to write {path}; free some, then run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise DataError(f"cannot write {path} ({error.strerror}); choose a folder that you may write") from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict) -> None:

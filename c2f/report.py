@@ -159,10 +159,18 @@ def printed(table: pd.DataFrame, emphasise: Callable[[str], str]) -> pd.DataFram
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return the main table in Markdown."""
+    """Return the main table in Markdown, and below it why cells are missing."""
     text = printed(table, lambda value: f"**{value}**")
     rows: list[Iterable] = [text.columns, ["---"] * len(text.columns), *text.itertuples(index=False)]
-    return "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |\n" for row in rows)
+    lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
+    holes = table[table.status != "ok"]
+    reasons = [
+        f"* {dataset}, {budget}, {method}: {status}: {reason}"
+        for dataset, budget, method, status, reason in holes[[*_KEY, "status", "reason"]].itertuples(
+            index=False, name=None
+        )
+    ]
+    return "\n".join([*lines, *([""] if reasons else []), *reasons, ""])
 
 
 def to_latex(table: pd.DataFrame) -> str:

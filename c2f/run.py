@@ -202,8 +202,8 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
         masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
         held_out = load_pairs(data / "test.parquet", stats)
         device = pick_device("auto")
-        tensors = (torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in (users, items))
-        per_user = evaluate.score_users(*tensors, evaluate.union(masked), held_out, ks)
+        vectors = [torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (users, items)]
+        per_user = evaluate.score_users(vectors[0], vectors[1], evaluate.union(masked), held_out, ks)
     frame = pd.DataFrame(
         {name: np.asarray(values, dtype=np.float32 if "@" in name else np.int32) for name, values in per_user.items()}
     )

@@ -38,7 +38,7 @@ class TrainingSettings:
 
     lr: Adam's learning rate; batch_size: in triples; negatives: per positive; l2: lambda of METHODS.md 1.5 (the kappa
     of LEGCF and C2F is l2 / 2e-4); clip_value: gradients are clipped to +-this, null for never; max_epochs,
-    evaluate_every (epochs) and patience (evaluations) hold for each stage; select_on: the validation metric that stops and selects;
+    evaluate_every (epochs) and patience (evaluations) hold for each stage; select_on: what stops and selects;
     max_seconds: wall-clock cap of the run, null for none; device: auto takes CUDA where there is one.
     """
 
@@ -109,6 +109,7 @@ class Trainer:
         self._optimizer: torch.optim.Optimizer | None = None
         self._spent = 0.0  # seconds of earlier, interrupted processes
         self._started = time.perf_counter()
+        self._last_checkpoint = time.perf_counter()
         self._resume = self._read_checkpoint()
 
     def generator(self, *names) -> np.random.Generator:
@@ -137,7 +138,7 @@ class Trainer:
 
         each_epoch: called in the first batch of every epoch, after its backward pass and before the weights move, so
         that batch still follows the old state (METHODS.md 3.6);
-        until: asked after every epoch, ends the stage when true; max_epochs: of this stage, where it is not the setting's;
+        until: asked after every epoch, ends the stage when true; max_epochs: of this stage, in place of the setting's;
         keep: leave the method with its best evaluated weights, or with the last. One optimiser serves all stages.
         Raises DivergedError when a loss is not finite.
         """
@@ -275,7 +276,6 @@ class Trainer:
         self._last_checkpoint = time.perf_counter()
 
     def _read_checkpoint(self) -> dict | None:
-        self._last_checkpoint = time.perf_counter()
         if self._checkpoint is None or not self._checkpoint.exists():
             return None
         try:
@@ -304,20 +304,23 @@ class _Step:
 
     def refresh(self) -> None:
         """Take the method's constant state anew (after its assignment changed)."""
-        self.form = self.method.linear_form(self.graph)
-        if self.form is not None and not self._cheaper(self.form.num_rows):
-            self.form = None
-        if self.form is not None:
+        form = self.method.linear_form(self.graph)
+        self.collapse(form if form is not None and self._cheaper(form.num_rows) else None)
+
+    def collapse(self, form: LinearForm | None) -> None:
+        """Use the collapsed form from now on, or the graph where it is None; the loss is the same."""
+        self.form = form
+        if form is not None:
             with torch.no_grad():
-                self.basis, self.offset = self.form.basis()
+                self.basis, self.offset = form.basis()
 
     @property
     def collapsed(self) -> bool:
         return self.form is not None
 
     def _cheaper(self, num_rows: int) -> bool:
-        # Multiply-adds per column of the table. A gathered one through the graph costs about seven dense ones (Gowalla, two
-        # cores: a layer of 1.6 M non-zeros x 128 takes 12 ms, a dense product 226 GFLOP/s).
+        # Multiply-adds per column of the table. One gathered through the graph costs about seven dense ones (Gowalla,
+        # two cores: a layer of 1.6 M non-zeros x 128 takes 12 ms; a dense product runs at 226 GFLOP/s).
         batch_rows = min(self.graph.num_nodes, 3 * self.settings.batch_size)
         return batch_rows * num_rows / 7 < self.graph.adjacency.nnz * self.method.params.num_layers
 

@@ -21,8 +21,8 @@ def shared() -> Path:
 
 def interactions(pairs, num_users: int, num_items: int) -> Interactions:
     """Interactions from a list of (user, item)."""
-    array = np.unique(np.asarray(pairs, dtype=np.int32).reshape(-1, 2), axis=0)
-    return Interactions(array[:, 0].copy(), array[:, 1].copy(), num_users, num_items)
+    user, item = np.asarray(pairs).reshape(-1, 2).T
+    return Interactions.from_pairs(user, item, num_users, num_items)
 
 
 @pytest.fixture(scope="session")
