@@ -14,7 +14,7 @@ class ShortVectors(EmbeddingMethod):
     @classmethod
     def from_budget(cls, budget, graph, params):
         dim = budget.values() // graph.num_nodes
-        if dim == 0:
+        if dim < 1:
             raise BudgetError(needs=budget.measure(numbers=1, nbytes=4) * graph.num_nodes, budget=budget)
         return cls(graph.num_nodes, dim, params)
 

@@ -14,7 +14,7 @@ def json_argument(text: str) -> dict:
     """Read a mapping from JSON text or from a path to a .json file. Raises ConfigError."""
     try:
         value = json.loads(Path(text).read_text() if text.endswith(".json") else text)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{text!r} is neither JSON nor a readable .json file: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{text!r} is not a JSON mapping; write '{{...}}'")

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from c2f.errors import BudgetError, ConfigError, did_you_mean
 
@@ -31,7 +32,12 @@ class Budget:
             raise ConfigError(f"budget {text!r} has the unknown kind {kind!r}; {hint}")
         if unit not in (_UNITS if kind == "bytes" else [""]):
             raise ConfigError(f"budget {text!r} has the unknown unit {unit!r}; bytes take kB, MB, GB, numbers none")
-        amount = round(float(number) * _UNITS[unit])
+        exact = Fraction(number) * _UNITS[unit]
+        amount = int(exact)
+        if amount != exact:
+            raise ConfigError(
+                f"budget {text!r} is not a whole number of {kind}; write for instance {kind}-{amount + 1}"
+            )
         if amount < 1:
             raise ConfigError(f"budget {text!r} is empty; write a positive amount")
         return cls(kind, amount, str(text))

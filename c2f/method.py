@@ -29,8 +29,8 @@ class LinearForm:
     """The final embeddings as offset + basis @ rows(), for a method whose trainable part enters linearly.
 
     num_rows: m; basis: makes the dense, already propagated (N, m) tensor and the (N, d) offset or None, both constant
-    until the method's assignment changes; rows: returns the (m, d) differentiable codebook rows; composition: (N, m) with
-    ego = composition @ rows(), None where ego is constant. The engine decides by m whether to use it.
+    until the method's assignment changes; rows: returns the (m, d) differentiable codebook rows; composition: (N, m)
+    with ego = composition @ rows(), None where ego is constant. The engine decides by m whether to use it.
     """
 
     num_rows: int
@@ -128,6 +128,8 @@ class EmbeddingMethod(torch.nn.Module):
 def load_class(uses: str) -> type[EmbeddingMethod]:
     """Import `package.module:Class`. Raises ConfigError naming what is missing."""
     module_name, _, class_name = str(uses).partition(":")
+    if not module_name or module_name.startswith("."):
+        raise ConfigError(f"`uses: {uses}` names no module; write package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

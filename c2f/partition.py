@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from c2f.errors import DataError
 from c2f.graph import Graph
-from c2f.record import write_atomically
+from c2f.record import ZIP_ERRORS, read_npz, write_atomically
 
 
 def partition(graph: Graph, num_parts: int, seed: int, folder: Path | None = None) -> tuple[np.ndarray, str]:
@@ -25,8 +25,11 @@ def partition(graph: Graph, num_parts: int, seed: int, folder: Path | None = Non
         parts, engine = _compute(graph, num_parts, seed)
         with write_atomically(path) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, parts=parts, engine=np.array(engine))
-    with np.load(path, allow_pickle=False) as stored:
+    try:
+        stored = read_npz(path)
         parts, engine = stored["parts"], str(stored["engine"])
+    except ZIP_ERRORS as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
     if parts.shape != (graph.num_nodes,) or parts.min() < 0 or parts.max() >= num_parts:
         raise DataError(f"{path} does not hold {num_parts} parts of {graph.num_nodes} nodes; delete it")
     return parts, engine

@@ -60,10 +60,20 @@ def read_json(path: Path) -> dict:
     """Read JSON. Raises DataError naming the file and what is wrong."""
     try:
         return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; run the step that writes it") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+ZIP_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile)
+"""What reading a damaged npz (or another zip file) may raise."""
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file by name; pickled objects are refused. Raises one of ZIP_ERRORS."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 @dataclass(frozen=True)
@@ -74,21 +84,24 @@ class Artifact:
     info: dict
 
     def save(self, path: Path) -> None:
-        """Write an npz that holds the arrays and `info` as JSON bytes; equal content gives equal bytes."""
+        """Write an npz that holds the arrays, and `info` and their names as JSON; equal content gives equal bytes."""
         with write_atomically(path) as temporary, open(temporary, "wb") as stream:
-            text = json.dumps(self.info, sort_keys=True, allow_nan=False).encode()
+            info = {"arrays": sorted(self.arrays), **self.info}
+            text = json.dumps(info, sort_keys=True, allow_nan=False).encode()
             np.savez(stream, __info__=np.frombuffer(text, dtype=np.uint8), **self.arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Artifact":
         """Read an artifact. Raises ArtifactError if it is missing, truncated or altered."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = read_npz(path)
             info = json.loads(arrays.pop("__info__").tobytes())
+            names = info.pop("arrays", sorted(arrays))
+            if names != sorted(arrays):
+                raise ValueError(f"it should hold {', '.join(names)}")
         except FileNotFoundError:
             raise ArtifactError(f"there is no artifact at {path}; train the run first") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except ZIP_ERRORS as error:
             raise ArtifactError(f"{path} is damaged ({error}); delete it and train the run again") from None
         return cls(arrays, info)
 
@@ -173,9 +186,17 @@ def commit() -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Return the hex sha256 of a file. Raises DataError where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    return DataError(f"{path} {problem}; run the step that writes it")
 
 
 def _installed(name: str) -> bool:

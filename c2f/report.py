@@ -243,7 +243,7 @@ def _summary(runs: pd.DataFrame) -> str:
         "runs": f"{len(runs)}, of which {well} ended well; {spent} of training in all",
         "data": ", ".join(f"{name} (protocol {recipe})" for name, recipe in _distinct(runs, ["dataset", "protocol"])),
         "methods": ", ".join(runs.method.unique()),
-        "budgets": ", ".join(runs.sort_values(["budget_kind", "budget_amount"]).budget.unique()),
+        "budgets": ", ".join(main_table(runs).budget.unique()),
         "seeds": ", ".join(map(str, sorted(runs.seed.unique()))),
     }
     return _facts(facts)
@@ -330,7 +330,7 @@ _PAGE = Template("""<!doctype html>
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117; --mark: #1c232c; }
 }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 p, figcaption, dt { color: var(--soft); }
@@ -349,9 +349,9 @@ pre { overflow-x: auto; font-size: .75rem; background: var(--mark); padding: .75
 <h1>Recommenders under a memory budget</h1>
 $summary
 <h2>Results</h2>
-<p>Mean ± standard deviation over seeds; the best of each dataset and budget is bold. Numbers: what the method's paper
-counts. Stored: every array of the artifact. Serving: stored, and the training graph or a cached table where scores need
-it. Seconds: training, mean over seeds.</p>
+<p>Mean ± standard deviation over seeds; the best of each dataset and budget is bold. Runs: how many have a result.
+Numbers: what the method's paper counts. Stored: every array of the artifact. Serving: stored, and the training graph or
+a cached table where scores need it. Seconds: training, mean over seeds.</p>
 $tables
 <h2>Figures</h2>
 $figures

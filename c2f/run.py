@@ -58,9 +58,10 @@ def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
         raise ConfigError(f"methods.{name} has no `uses`; write `uses: package.module:Class`")
     cls = load_class(entry["uses"])
     params = from_mapping(cls.Params, entry.get("params") or {}, f"methods.{name}.params")
-    settings = from_mapping(TrainingSettings, training, "training")
+    from_mapping(TrainingSettings, training, "training")
     changes = entry.get("training") or {}
-    settings = from_mapping(TrainingSettings, dataclasses.asdict(settings) | changes, f"methods.{name}.training")
+    from_mapping(TrainingSettings, changes, f"methods.{name}.training")
+    settings = from_mapping(TrainingSettings, training | changes, f"methods.{name}.training")
     source = Path(sys.modules[cls.__module__].__file__ or "")
     resolved = ResolvedMethod(
         name=name,
@@ -71,6 +72,14 @@ def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
         source_sha256=sha256_file(source),
     )
     write_json(output, dataclasses.asdict(resolved))
+
+
+def load_method(path: Path) -> ResolvedMethod:
+    """Return what `resolve` wrote. Raises DataError or ConfigError where the file is missing or something else."""
+    try:
+        return ResolvedMethod(**read_json(path))
+    except TypeError:
+        raise ConfigError(f"{path} holds no resolved method; write it with `python -m c2f resolve`") from None
 
 
 def train(
@@ -90,12 +99,11 @@ def train(
     continues from its checkpoint when it is called again with the same inputs.
     """
     keep_freed_memory()
-    output.mkdir(parents=True, exist_ok=True)
-    resolved = ResolvedMethod(**read_json(method_file))
     budget = Budget.parse(budget_name)
+    resolved = load_method(method_file)
     cls = resolved.method_class
-    params = cls.Params(**resolved.params)
-    settings = TrainingSettings(**resolved.training)
+    params = from_mapping(cls.Params, resolved.params, f"{method_file}: params")
+    settings = from_mapping(TrainingSettings, resolved.training, f"{method_file}: training")
     stats = load_stats(stats_file)
     graph = Graph(load_pairs(train_file, stats))
     valid = load_pairs(valid_file, stats)
@@ -105,6 +113,8 @@ def train(
     fingerprint = hashlib.sha256(json.dumps([inputs, budget.name, seed]).encode()).hexdigest()
     run_seed = seed_for(seed, stats["name"], resolved.name)
     checkpoint = output / "checkpoint.pt"
+    with record.disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
 
     began, method, trainer, arrays = time.perf_counter(), None, None, {}
     status, reason = "ok", None

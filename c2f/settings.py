@@ -1,6 +1,7 @@
 """Reading a mapping from the configuration into a frozen dataclass, with the mistakes named."""
 
 import dataclasses
+import math
 import types
 import typing
 
@@ -9,6 +10,8 @@ from c2f.errors import ConfigError, did_you_mean
 
 def from_mapping(cls, mapping: dict, place: str):
     """Return cls(**mapping) after checking keys and types; `place` names it in messages. Raises ConfigError."""
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{place} = {mapping!r} is not a mapping of keys to values")
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     for key, value in mapping.items():
@@ -37,7 +40,7 @@ def _fits(value, hint) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

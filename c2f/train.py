@@ -9,6 +9,7 @@ import copy
 import math
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ import torch
 from tqdm import tqdm
 
 from c2f.data import Interactions
-from c2f.errors import DivergedError
+from c2f.errors import ConfigError, DivergedError
 from c2f.evaluate import means, score_users
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, LinearForm, TrainingGraph
 from c2f.partition import partition
-from c2f.record import write_atomically
+from c2f.record import ZIP_ERRORS, write_atomically
 from c2f.sampling import TripleSampler
 from c2f.seeds import seed_for
 from c2f.settings import check
@@ -172,8 +173,10 @@ class Trainer:
                     since_best = 0 if improved is not None else since_best + 1
                     best = improved if improved is not None else best
                     bar.set_postfix_str(f"loss {loss:.4f}, {report.metric} {self.curve[-1][report.metric]:.4f}")
-                self._write_checkpoint(method, index, best, since_best, now=interrupted.is_set)
-                interrupted.raise_if_set()
+                stop = interrupted.is_set
+                self._write_checkpoint(method, index, best, since_best, now=stop)
+                if stop:
+                    raise KeyboardInterrupt
         if keep == "best" and best is not None:
             method.load_state_dict(best)
             method.state_changed()
@@ -271,16 +274,19 @@ class Trainer:
             "best": best,
             "since_best": since_best,
         }
-        with write_atomically(self._checkpoint) as temporary:
-            torch.save(state, temporary)
+        with write_atomically(self._checkpoint) as temporary, open(temporary, "wb") as stream:
+            torch.save(state, stream)  # to a stream: a full disk is an OSError then
         self._last_checkpoint = time.perf_counter()
 
     def _read_checkpoint(self) -> dict | None:
         if self._checkpoint is None or not self._checkpoint.exists():
             return None
         try:
+            with zipfile.ZipFile(self._checkpoint) as archive:
+                if archive.testzip() is not None:  # torch does not look at the checksums
+                    return None
             state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError):
+        except ZIP_ERRORS:
             return None  # damaged: start again, as without one
         return state if state.get("fingerprint") == self._fingerprint else None
 
@@ -379,9 +385,13 @@ def triple_margins(final: torch.Tensor, user, positive, negative) -> torch.Tenso
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Return the device: `auto` takes CUDA where torch sees one."""
+    """Return the device: `auto` takes CUDA where torch sees one. Raises ConfigError for a CUDA that it does not see."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device = 'cuda', but torch sees no CUDA device here; write device: auto or cpu in `training`"
+        )
     return torch.device(wanted)
 
 
@@ -398,10 +408,6 @@ class _deferred_interrupt:
 
     def _note(self, *_):
         self.is_set = True
-
-    def raise_if_set(self) -> None:
-        if self.is_set:
-            raise KeyboardInterrupt
 
     def __exit__(self, *_):
         for number, handler in self._old.items():

@@ -1,0 +1,28 @@
+# make install: the environment in .venv; make run: the smoke grid, figures and report in results/; make test: everything CI checks.
+PYTHON ?= python3.11
+CORES ?= 2
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: install run lint test
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	pip install --quiet -r requirements.txt
+	pip install --quiet --no-deps -e .
+	touch $@
+
+run: install
+	snakemake --cores $(CORES) --rerun-incomplete all --configfile config/smoke.yaml
+	@echo "Done: open results/report.html"
+
+lint: install
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint --configfile config/smoke.yaml
+	mypy
+
+test: lint
+	pytest -q -n $(CORES) --dist loadfile

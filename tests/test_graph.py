@@ -1,0 +1,371 @@
+"""Adjacency, propagation, sparse products, codebook helpers and partitions, on graphs small enough to write out."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from conftest import interactions
+
+from c2f.budget import Budget
+from c2f.codebook import (
+    anchored_assignment,
+    assignment_matrix,
+    coarse_codes,
+    feasible_codes,
+    id_array,
+    pack_sparse,
+    unpack_sparse,
+)
+from c2f.data import generate_blocks
+from c2f.errors import BudgetError, ConfigError, DataError
+from c2f.graph import Graph, expanded_adjacency, normalised_adjacency, propagate, smallest_uint, symmetric_normalise
+from c2f.ops import SparseMatrix, soft_threshold
+from c2f.partition import partition, spectral_parts
+
+# The adjacency ---------------------------------------------------------------
+
+
+def test_the_adjacency_of_two_users_and_two_items_written_out():
+    # user 0 has items 0 and 1, user 1 has item 1: degrees 2, 1 (users) and 1, 2 (items)
+    adjacency = normalised_adjacency(interactions([(0, 0), (0, 1), (1, 1)], 2, 2))
+    a, b, c = 1 / math.sqrt(2 * 1), 1 / math.sqrt(2 * 2), 1 / math.sqrt(1 * 2)
+    expected = [[0, 0, a, b], [0, 0, 0, c], [a, 0, 0, 0], [b, c, 0, 0]]
+    np.testing.assert_allclose(adjacency.toarray(), expected, rtol=1e-7)
+    assert (adjacency.dtype, adjacency.indices.dtype, adjacency.indptr.dtype) == (np.float32, np.int32, np.int32)
+
+
+def test_a_node_without_pairs_has_an_empty_row_and_column_and_no_nan():
+    adjacency = normalised_adjacency(interactions([(0, 0)], 2, 3)).toarray()  # user 1, items 1 and 2 are isolated
+    expected = np.zeros((5, 5))
+    expected[0, 2] = expected[2, 0] = 1 / math.sqrt(1 * 1)
+    np.testing.assert_array_equal(adjacency, expected)
+
+
+def test_stored_bytes_are_the_item_ids_and_a_pointer_per_user_and_one():
+    assert Graph(interactions([(0, 0), (0, 1), (1, 1)], 2, 256)).stored_bytes == 3 * 1 + 4 * (2 + 1)
+    assert Graph(interactions([(0, 0), (0, 1), (1, 1)], 2, 257)).stored_bytes == 3 * 2 + 4 * (2 + 1)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, "u1"), (256, "u1"), (257, "u2"), (65_536, "u2"), (65_537, "u4")])
+def test_the_smallest_type_holds_ids_from_0_to_count_minus_1(count, kind):
+    assert smallest_uint(count) == np.dtype(kind)
+    assert id_array([count - 1], count).tolist() == [count - 1]
+
+
+# Propagation -----------------------------------------------------------------
+
+
+def random_sparse(shape, seed=0, density=0.3):
+    return sp.random_array(shape, density=density, rng=np.random.default_rng(seed), dtype=np.float32).tocsr()
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_propagation_is_the_mean_of_the_dense_powers(num_layers, blocks):
+    graph, *_ = blocks
+    x = np.random.default_rng(0).standard_normal((graph.num_nodes, 5)).astype(np.float32)
+    dense = graph.adjacency.toarray().astype(np.float64)
+    powers = [np.linalg.matrix_power(dense, layer) @ x for layer in range(num_layers + 1)]
+    expected = sum(powers) / (num_layers + 1)
+    np.testing.assert_allclose(propagate(x, graph.adjacency, num_layers), expected, atol=1e-6)
+    operator = SparseMatrix(graph.adjacency, symmetric=True)
+    np.testing.assert_allclose(propagate(torch.from_numpy(x), operator, num_layers), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_gradient_of_a_sparse_product_is_that_of_the_dense_one(symmetric):
+    matrix = random_sparse((6, 6) if symmetric else (7, 4))
+    matrix = (matrix + matrix.T).tocsr() if symmetric else matrix
+    x = torch.randn(matrix.shape[1], 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.randn(matrix.shape[0], 3, generator=torch.Generator().manual_seed(1))
+    (ours,) = torch.autograd.grad(((SparseMatrix(matrix, symmetric=symmetric) @ x) * weight).sum(), x)
+    (dense,) = torch.autograd.grad(((torch.from_numpy(matrix.toarray()) @ x) * weight).sum(), x)
+    torch.testing.assert_close(ours, dense)
+
+
+def test_a_sparse_product_takes_a_gradient_that_is_not_contiguous():
+    matrix = random_sparse((5, 4))
+    x = torch.ones(4, 3, requires_grad=True)
+    (ours,) = torch.autograd.grad((SparseMatrix(matrix) @ x).T @ torch.ones(5), x, torch.ones(3))
+    np.testing.assert_allclose(ours, matrix.toarray().T @ np.ones((5, 3)), rtol=1e-6)
+
+
+def test_the_soft_threshold_pulls_towards_zero_and_stops_there():
+    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.5])
+    assert soft_threshold(x, 1.0).tolist() == [-2, 0, 0, 0, 0, 0, 1.5]
+
+
+# The expanded graph ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("bridged", [False, True])
+def test_the_expanded_graph_is_the_normalised_block_matrix(bridged, blocks):
+    graph, *_ = blocks
+    n, c, f = graph.num_nodes, 6, 4
+    assignment, bridge = abs(random_sparse((n, c))), abs(random_sparse((c, f)))
+    size = n + c + (f if bridged else 0)
+    dense = np.zeros((size, size))
+    dense[:n, :n] = graph.adjacency.toarray()
+    dense[:n, n : n + c] = assignment.toarray()
+    dense[n : n + c, :n] = assignment.toarray().T
+    if bridged:
+        dense[n : n + c, n + c :] = bridge.toarray()
+        dense[n + c :, n : n + c] = bridge.toarray().T
+    degrees = dense.sum(axis=1)
+    scale = np.where(degrees > 0, 1 / np.sqrt(np.maximum(degrees, 1e-30)), 0)
+    ours = expanded_adjacency(graph.adjacency, assignment, bridge if bridged else None)
+    np.testing.assert_allclose(ours.toarray(), scale[:, None] * dense * scale, atol=1e-6)
+    assert (ours.dtype, ours.indices.dtype) == (np.float32, np.int32)
+
+
+def test_an_unused_code_is_an_isolated_node_of_the_expanded_graph(blocks):
+    graph, *_ = blocks
+    assignment = sp.csr_array((np.ones(80, dtype=np.float32), (np.arange(80), np.zeros(80, dtype=int))), shape=(80, 2))
+    expanded = expanded_adjacency(graph.adjacency, assignment).toarray()
+    assert expanded[80].any()
+    assert not expanded[81].any()
+    assert np.isfinite(expanded).all()
+
+
+def test_normalising_leaves_the_rows_of_a_regular_graph_with_sum_1():
+    ring = sp.csr_array(np.roll(np.eye(5), 1, axis=1) + np.roll(np.eye(5), -1, axis=1))
+    np.testing.assert_allclose(symmetric_normalise(ring).sum(axis=1), 1)
+
+
+# Assignments and codes -------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_node", [2, 3, 5])
+def test_an_anchored_assignment_has_the_anchor_first_distinct_codes_and_rows_of_sum_1(per_node):
+    anchors = np.random.default_rng(0).integers(5, size=200)
+    codes, weights = anchored_assignment(anchors, 5, per_node, 0.5, np.random.default_rng(1))
+    assert codes.shape == weights.shape == (200, per_node)
+    np.testing.assert_array_equal(codes[:, 0], anchors)
+    assert all(len(set(row)) == per_node for row in codes.tolist())
+    assert 0 <= codes.min() <= codes.max() < 5
+    np.testing.assert_allclose(weights[:, 0], 0.5)
+    np.testing.assert_allclose(weights[:, 1:], 0.5 / (per_node - 1))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_the_codes_beside_the_anchor_are_uniform():
+    codes, _ = anchored_assignment(np.zeros(4000, dtype=int), 5, 3, 0.5, np.random.default_rng(0))
+    pairs = np.sort(codes[:, 1:], axis=1)
+    counts = np.bincount(pairs[:, 0] * 5 + pairs[:, 1])
+    assert (counts > 0).sum() == 6  # {1,2} {1,3} {1,4} {2,3} {2,4} {3,4}
+    assert abs(counts[counts > 0] / 4000 - 1 / 6).max() < 0.03
+
+
+def test_one_code_per_node_is_the_anchor_with_weight_1_whatever_the_anchor_weight():
+    codes, weights = anchored_assignment(np.array([2, 0]), 3, 1, 0.5, np.random.default_rng(0))
+    assert codes.tolist() == [[2], [0]]
+    assert weights.tolist() == [[1], [1]]
+
+
+def test_an_assignment_matrix_holds_the_weights_at_the_codes_and_drops_zeros():
+    matrix = assignment_matrix(np.array([[0, 2], [1, 0]], dtype=np.uint8), [[0.5, 0.25], [1, 0]], 3)
+    np.testing.assert_array_equal(matrix.toarray(), [[0.5, 0, 0.25], [0, 1, 0]])
+    assert matrix.nnz == 3
+
+
+# Sparse storage --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "arrays"),
+    [
+        # 50 x 128: dense 25,600 bytes; a mask 50 * 16 = 800; counts 50 and a column id of one byte for each value
+        (0.02, {"fine": 4 * 128, "fine_counts": 50, "fine_columns": 128}),
+        (0.5, {"fine": 4 * 3200, "fine_mask": 800}),
+        (1.0, {"fine": 25_600}),
+    ],
+)
+def test_of_three_ways_to_store_a_sparse_matrix_the_cheapest_is_taken_and_loses_nothing(kept, arrays):
+    generator = np.random.default_rng(0)
+    matrix = np.zeros(50 * 128, dtype=np.float32)
+    chosen = generator.permutation(len(matrix))[: round(kept * len(matrix))]
+    matrix[chosen] = generator.uniform(1, 2, len(chosen))
+    matrix = matrix.reshape(50, 128)
+    packed = pack_sparse("fine", matrix)
+    assert {name: array.nbytes for name, array in packed.items()} == arrays
+    assert np.array_equal(unpack_sparse("fine", packed, 128), matrix)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (4, 300)])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.97])
+def test_packing_and_unpacking_gives_the_matrix_back_for_odd_widths_and_empty_rows(shape, kept):
+    generator = np.random.default_rng(2)
+    matrix = np.where(generator.random(shape) < kept, generator.standard_normal(shape), 0).astype(np.float32)
+    packed = pack_sparse("fine", matrix)
+    assert sum(array.nbytes for array in packed.values()) <= matrix.nbytes
+    assert np.array_equal(unpack_sparse("fine", packed, shape[1]), matrix)
+
+
+# How many codes fit ----------------------------------------------------------
+
+GOWALLA_NODES = 29_858 + 40_981
+
+
+class Sizes:
+    """What coarse_codes asks of a graph and of LEGCF's parameters, in Gowalla's size: no graph is built."""
+
+    num_nodes = GOWALLA_NODES
+    dim, codes_per_node, num_codes, codebook_share = 128, 2, None, 1.0
+
+    def __init__(self, **changes):
+        vars(self).update(changes)
+
+
+def gowalla_codes(budget, **changes):
+    return coarse_codes(Budget.parse(budget), Sizes(), Sizes(**changes))
+
+
+def test_the_bytes_of_legcf_with_500_codes_on_gowalla_are_codebook_ids_and_weights():
+    # 500 codes of 128 float32; 70,839 nodes with two uint16 ids and two float32 weights
+    needs = 256_000 + 283_356 + 566_712
+    assert (500 * 128 * 4, GOWALLA_NODES * 2 * 2, GOWALLA_NODES * 2 * 4) == (256_000, 283_356, 566_712)
+    assert gowalla_codes(f"bytes-{needs}") == 500
+    assert gowalla_codes(f"bytes-{needs - 1}") == 499
+    assert gowalla_codes("numbers-64000") == 64_000 // 128 == 500
+
+
+def test_a_257th_code_is_bought_only_when_two_byte_ids_are_paid_for_all():
+    at_256 = 256 * 512 + GOWALLA_NODES * 2 * (4 + 1)
+    at_257 = 257 * 512 + GOWALLA_NODES * 2 * (4 + 2)
+    assert gowalla_codes(f"bytes-{at_256 - 1}") == 255
+    assert gowalla_codes(f"bytes-{at_256}") == gowalla_codes(f"bytes-{at_257 - 1}") == 256
+    assert gowalla_codes(f"bytes-{at_257}") == 257
+
+
+def test_the_same_step_lies_between_65536_and_65537_codes():
+    def fit(budget):
+        return feasible_codes(Budget.parse(budget), lambda _: (2, 8), lambda id_bytes: (0, 1000 * id_bytes))
+
+    at_65536, at_65537 = 65_536 * 8 + 2000, 65_537 * 8 + 4000
+    assert [fit(f"bytes-{b}") for b in (at_65536 - 1, at_65536, at_65537 - 1, at_65537)] == [
+        65_535,
+        65_536,
+        65_536,
+        65_537,
+    ]
+
+
+def test_a_share_of_the_codes_is_rounded_down_and_never_more_than_the_nodes():
+    assert gowalla_codes("numbers-51200", codebook_share=0.75) == 300  # of 400
+    assert gowalla_codes("numbers-51199", codebook_share=0.75) == 299  # 0.75 * 399 = 299.25
+    assert coarse_codes(Budget.parse("bytes-8MB"), Sizes(num_nodes=10), Sizes()) == 10
+
+
+def test_below_codes_per_node_codes_the_least_budget_is_named():
+    least = 2 * 512 + GOWALLA_NODES * 2 * (4 + 1)
+    with pytest.raises(BudgetError) as error:
+        gowalla_codes(f"bytes-{least - 1}")
+    assert error.value.needs == least
+    with pytest.raises(BudgetError) as error:
+        gowalla_codes("numbers-255")
+    assert error.value.needs == 2 * 128
+    with pytest.raises(BudgetError) as error:  # 0.5 * 4 codes are the two that a node needs
+        gowalla_codes("numbers-511", codebook_share=0.5)
+    assert error.value.needs == 4 * 128
+
+
+def test_a_fixed_number_of_codes_is_refused_where_it_does_not_fit():
+    assert gowalla_codes("numbers-25600", num_codes=200) == 200
+    assert gowalla_codes("full", num_codes=200) == 200
+    with pytest.raises(BudgetError) as error:
+        gowalla_codes("bytes-0.5MB", num_codes=200)
+    assert error.value.needs == 200 * 512 + GOWALLA_NODES * 2 * (4 + 1)
+
+
+def test_the_budget_full_sizes_no_codebook():
+    with pytest.raises(ConfigError, match="budget 'full' sets no size"):
+        gowalla_codes("full")
+
+
+# Partitions ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    return Graph(generate_blocks(num_users=160, num_items=80, num_blocks=4, pairs_per_user=12, skew=0.5)["train"])
+
+
+def cut(adjacency, parts) -> float:
+    """The share of edges between different parts."""
+    edges = adjacency.tocoo()
+    return float((parts[edges.row] != parts[edges.col]).mean())
+
+
+def shuffled(parts):
+    return np.random.default_rng(0).permutation(parts)
+
+
+def test_metis_parts_are_balanced_and_cut_fewer_edges_than_chance(made_up):
+    pytest.importorskip("pymetis", reason="needs pymetis (requirements.txt)")
+    parts, engine = partition(made_up, 8, seed=0)
+    assert engine.startswith("pymetis ")
+    sizes = np.bincount(parts, minlength=8)
+    assert sizes.sum() == 240
+    assert abs(sizes - 240 / 8).max() <= 0.1 * 240 / 8
+    assert cut(made_up.adjacency, parts) < 0.8 * cut(made_up.adjacency, shuffled(parts))
+    assert np.array_equal(parts, partition(made_up, 8, seed=0)[0])
+
+
+def test_one_part_needs_no_partitioner(made_up):
+    parts, engine = partition(made_up, 1, seed=0)
+    assert (engine, parts.tolist()) == ("one part", [0] * 240)
+
+
+def test_a_kept_partition_serves_the_same_request_and_no_other(made_up, tmp_path, monkeypatch):
+    parts, engine = partition(made_up, 4, 0, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr("c2f.partition._compute", lambda graph, k, seed: (np.zeros(graph.num_nodes, np.int32), "new"))
+    again, same_engine = partition(made_up, 4, 0, tmp_path)
+    assert (again.tolist(), same_engine) == (parts.tolist(), engine)
+    fewer = interactions(np.column_stack([made_up.train.user, made_up.train.item])[:-1], 160, 80)
+    for graph, num_parts, seed in [(made_up, 5, 0), (made_up, 4, 1), (Graph(fewer), 4, 0)]:
+        assert partition(graph, num_parts, seed, tmp_path)[1] == "new"
+    assert len(list(tmp_path.iterdir())) == 4
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "other size", "other array"])
+def test_a_damaged_kept_partition_is_named(made_up, tmp_path, damage):
+    partition(made_up, 4, 0, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    content = bytearray(kept.read_bytes())
+    if damage == "other size":
+        np.savez(kept, parts=np.zeros(3, dtype=np.int32), engine=np.array("x"))
+    elif damage == "other array":
+        np.savez(kept, something=np.zeros(240, dtype=np.int32))
+    else:
+        content[200] ^= 1
+        kept.write_bytes({"truncated": content[:100], "flipped": content, "text": b"no npz at all"}[damage])
+    with pytest.raises(DataError) as error:
+        partition(made_up, 4, 0, tmp_path)
+    assert str(kept) in str(error.value)
+    assert "delete it" in str(error.value)
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 7, 8])
+def test_without_pymetis_the_parts_are_deterministic_and_balanced_within_one_per_level(made_up, num_parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymetis", None)  # importing it is an ImportError
+    parts, engine = partition(made_up, num_parts, seed=0)
+    assert engine == "spectral"
+    assert np.array_equal(parts, partition(made_up, num_parts, seed=0)[0])
+    sizes = np.bincount(parts, minlength=num_parts)
+    assert abs(sizes - 240 / num_parts).max() <= math.ceil(math.log2(num_parts))
+
+
+def test_the_fallback_cuts_clearly_fewer_edges_than_a_random_partition(made_up):
+    parts = spectral_parts(made_up.adjacency, 4, seed=0)
+    assert cut(made_up.adjacency, parts) < 0.7 * cut(made_up.adjacency, shuffled(parts))
+
+
+def test_the_fallback_finds_two_halves_that_no_edge_connects(blocks):
+    graph, *_ = blocks
+    parts = spectral_parts(graph.adjacency, 2, seed=0)
+    assert cut(graph.adjacency, parts) == 0
+    assert len({*parts[0:40:2]} | {*parts[40:80:2]}) == 1  # even users with even items

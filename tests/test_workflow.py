@@ -1,0 +1,394 @@
+"""The grid and its workflow: which jobs a configuration asks for, what a mistake says, what an edit reruns."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from c2f.errors import ConfigError
+from c2f.grid import Grid, Run
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines"]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+
+
+def configuration(changes: dict | None = None, file: str | None = None) -> dict:
+    """The configuration as Snakemake sees it: config.yaml, then --configfile, then the changes."""
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    for layer in ([yaml.safe_load((ROOT / "config" / file).read_text())] if file else []) + [changes or {}]:
+        update_config(config, layer)
+    return config
+
+
+def grid(changes: dict | None = None, file: str | None = None) -> Grid:
+    return Grid(configuration(changes, file), SCHEMA)
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy what the workflow consists of, so that edits and results stay apart from this checkout."""
+    folder.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def dry_run(folder: Path, configfile: str) -> str:
+    done = snakemake(folder, "-n", "all", "--configfile", configfile)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def job_counts(output: str) -> dict[str, int]:
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+
+
+def jobs(output: str) -> list[dict[str, str]]:
+    """Return every job of a dry run: its rule, inputs and wildcards."""
+    found = []
+    for block in re.split(r"^\[.*\]$", output, flags=re.MULTILINE):
+        if rule := re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE):
+            values = dict(re.findall(r"(\w+)=([^,\s]+)", (re.search(r"wildcards: (.*)", block) or [""])[0]))
+            inputs = re.search(r"^ +input: (.*)", block, re.MULTILINE)
+            found.append({"rule": rule[1], "inputs": inputs[1] if inputs else "", **values})
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the workflow without results."""
+    return copy_checkout(tmp_path_factory.mktemp("workflow") / "checkout")
+
+
+# Entries and runs -----------------------------------------------------------------------------------------------------
+
+
+def test_like_inherits_and_merges_key_by_key():
+    entry = grid().entries["c2f-160+40"]
+    assert entry.lineage == ("c2f-160+40", "c2f")
+    assert entry.uses == "c2f.metaembed:C2FMetaEmbed"
+    assert (entry.params["fine_codes"], entry.params["gate"]) == (40, 0.2)
+    assert entry.starts_from == {"method": "c2f-coarse-160"}
+    assert entry.budgets == ("full",)
+
+
+def test_a_run_starts_from_the_same_dataset_budget_and_seed():
+    start = grid().start(Run("gowalla", "c2f", "bytes-1MB", 2025))
+    assert start == Run("gowalla", "c2f-coarse", "bytes-1MB", 2025)
+
+
+def test_a_start_may_name_its_own_budget():
+    changes = {"methods": {"legcf": {"starts_from": {"method": "lightgcn", "budget": "full"}}}}
+    assert grid(changes).start(Run("gowalla", "legcf", "bytes-1MB", 1)) == Run("gowalla", "lightgcn", "full", 1)
+
+
+def test_an_entry_is_told_to_resolve_without_its_budgets():
+    """More budgets for a method must not retrain those that it has."""
+    more = {"methods": {"lightgcn": {"budgets": ["full", "bytes-8MB"]}}}
+    assert grid(more).entries["lightgcn"].to_json() == grid().entries["lightgcn"].to_json()
+
+
+def test_urls_and_threads_do_not_reach_the_prepare_step():
+    changes = {"datasets": {"gowalla": {"threads": 7, "files": {"train.txt": {"urls": ["https://elsewhere.org/t"]}}}}}
+    assert grid(changes).data_spec("gowalla", urls=False) == grid().data_spec("gowalla", urls=False)
+    assert "https://elsewhere.org/t" in grid(changes).data_spec("gowalla", urls=True)
+
+
+def test_every_run_is_asked_for_once():
+    for file in (None, "smoke.yaml", "small.yaml", "gowalla.yaml"):
+        runs = grid(file=file).trained
+        assert len(runs) == len(set(runs))
+        assert set(grid(file=file).asked) <= set(runs)
+
+
+def test_a_figure_adds_the_runs_that_it_needs():
+    only = {
+        "grid": {"methods": ["popularity"], "figures": ["ablation_fine_count"], "datasets": ["blocks"], "seeds": [1]}
+    }
+    assert {run.method for run in grid(only).asked} == {"popularity", "c2f-coarse-100"} | {
+        f"c2f-100+{fine}" for fine in (20, 40, 60, 80, 100)
+    }
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "method": ({"grid": {"methods": ["legfc"]}}, "unknown method 'legfc' in grid.methods; did you mean 'legcf'?"),
+    "dataset": (
+        {"grid": {"datasets": ["gowala"]}},
+        "unknown dataset 'gowala' in grid.datasets; did you mean 'gowalla'?",
+    ),
+    "figure": ({"grid": {"figures": ["comparisn"]}}, "unknown figure 'comparisn' in grid.figures; did you mean"),
+    "budget kind": ({"grid": {"budgets": ["byts-5MB"]}}, "budget 'byts-5MB' has the unknown kind 'byts'"),
+    "budget unit": ({"methods": {"c2f": {"budgets": ["bytes-5XB"]}}}, "budget 'bytes-5XB' has the unknown unit 'XB'"),
+    "same budget": ({"grid": {"budgets": ["bytes-0.5MB", "bytes-500kB"]}}, "which are the same budget"),
+    "key": ({"grid": {"sedes": [1]}}, "unknown key 'sedes' in grid; did you mean 'seeds'?"),
+    "top key": ({"metods": {}}, "unknown key 'metods' in the configuration; did you mean 'methods'?"),
+    "method key": (
+        {"methods": {"legcf": {"parms": {}}}},
+        "unknown key 'parms' in methods.legcf; did you mean 'params'?",
+    ),
+    "training key": ({"training": {"lrr": 1}}, "unknown key 'lrr' in training; did you mean 'lr'?"),
+    "number as text": ({"training": {"lr": "1e-3"}}, "write 1.0e-3"),
+    "recipe": (
+        {"datasets": {"blocks": {"recipe": "legfc"}}},
+        "datasets.blocks.recipe = 'legfc' is unknown; did you mean",
+    ),
+    "no source": ({"datasets": {"blocks": {"files": {"a.txt": {}}}}}, "datasets.blocks needs either `files`"),
+    "module": ({"methods": {"legcf": {"uses": "baselines.legfc:LEGCF"}}}, "there is no such module"),
+    "like": ({"methods": {"c2f-coarse": {"like": "legfc"}}}, "unknown method 'legfc' in methods.c2f-coarse.like"),
+    "like itself": ({"methods": {"legcf": {"like": "c2f-coarse"}}}, "is like itself"),
+    "start": ({"methods": {"c2f": {"starts_from": "coarse"}}}, "unknown method 'coarse' in methods.c2f.starts_from"),
+    "start from itself": ({"methods": {"legcf": {"starts_from": "c2f"}}}, "starts from itself"),
+    "start elsewhere": ({"methods": {"c2f": {"starts_from": "lightgcn"}}}, "{method: lightgcn, budget: full}"),
+    "no class": ({"methods": {"mine": {"params": {}}}}, "methods.mine names no class"),
+    "metric": ({"evaluation": {"ks": [5]}}, "unknown metric 'recall@20' in figures.comparison.metrics"),
+    "drawing": ({"figures": {"comparison": {"draw": "compare"}}}, "did you mean 'comparison'?"),
+    "point": (
+        {"figures": {"ablation_fine_share": {"points": [{"x": 1, "before": "legcf", "after": "c2f"}]}}},
+        "run at several budgets",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_place_and_the_way_out(mistake):
+    changes, message = MISTAKES[mistake]
+    base = {"grid": {"datasets": ["blocks"]}}
+    update_config(base, changes)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        grid(base).asked  # noqa: B018
+
+
+@pytest.mark.parametrize("mistake", ["method", "dataset", "budget kind", "key"])
+def test_snakemake_stops_at_a_mistake_with_one_line_and_exit_code_2(checkout, mistake):
+    changes, message = MISTAKES[mistake]
+    (checkout / "mistake.yaml").write_text(yaml.safe_dump(changes))
+    done = snakemake(checkout, "-n", "all", "--configfile", "mistake.yaml")
+    assert done.returncode == 2
+    assert f"ERROR: {message}" in done.stderr and "Traceback" not in done.stderr
+
+
+# Jobs -----------------------------------------------------------------------------------------------------------------
+
+# datasets x (methods without a budget + methods x budgets + ablations) x seeds, and the coarse runs that C2F needs
+JOBS = {
+    "config.yaml": {
+        "download": 2,
+        "prepare": 2,
+        "resolve": 6
+        + 1
+        + (6 + 5 + 4),  # the grid's, c2f-coarse, and the ablations': coarse, shared, 100+n without 100+100
+        "train": 2 * (2 + 4 * 10 + (6 + 5 + 4)) * 3 + 2 * 10 * 3,
+        "evaluate": 2 * (2 + 4 * 10 + (6 + 5 + 4)) * 3,
+        "collect": 2,
+        "figure": 3,
+    },
+    "smoke.yaml": {
+        "download": 1,
+        "prepare": 1,
+        "resolve": 6 + 1 + (3 + 2 + 1),
+        "train": 1 * (2 + 4 * 3) * 2 + (3 + 2 + 1) * 1 + 3 * 2,  # one seed for the ablations
+        "evaluate": 1 * (2 + 4 * 3) * 2 + (3 + 2 + 1) * 1,
+        "collect": 1,
+        "figure": 3,
+    },
+    "small.yaml": {
+        "download": 2,
+        "prepare": 2,
+        "resolve": 6 + 1,
+        "train": 2 * (2 + 4 * 3) * 1 + 2 * 3 * 1,
+        "evaluate": 2 * (2 + 4 * 3) * 1,
+        "collect": 2,
+        "figure": 1,
+    },
+    "gowalla.yaml": {
+        "download": 1,
+        "prepare": 1,
+        "resolve": 4,
+        "train": 4,  # the coarse runs stand in the grid themselves
+        "evaluate": 4,
+        "collect": 1,
+        "figure": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("file", JOBS)
+def test_a_dry_run_has_as_many_jobs_as_the_grid_has_cells(checkout, file):
+    expected = {**JOBS[file], "table": 1, "report": 1, "all": 1}
+    done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
+    assert done.returncode == 0, done.stderr
+    assert job_counts(done.stdout + done.stderr) == {**expected, "total": sum(expected.values())}
+
+
+def test_every_config_file_is_counted_here():
+    assert sorted(JOBS) == sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+
+
+def test_training_never_reads_the_test_pairs(checkout):
+    training = [job for job in jobs(dry_run(checkout, "config/small.yaml")) if job["rule"] == "train"]
+    assert len(training) == JOBS["small.yaml"]["train"]
+    for job in training:
+        assert "train.parquet" in job["inputs"] and "test" not in job["inputs"]
+
+
+def test_a_bare_snakemake_runs_everything(checkout):
+    done = snakemake(checkout, "-n", "--configfile", "config/gowalla.yaml", "--quiet", "rules")
+    assert job_counts(done.stdout + done.stderr)["train"] == JOBS["gowalla.yaml"]["train"]
+
+
+def test_the_shell_command_that_collects_stays_far_below_its_limit():
+    whole = grid()
+    assert max(len(" ".join(whole.folders(dataset))) for dataset in whole.datasets) < 128 * 1024 / 4
+
+
+# What an edit reruns --------------------------------------------------------------------------------------------------
+
+TINY = {
+    "grid": {
+        "datasets": ["blocks"],
+        "methods": ["popularity", "hashing", "c2f"],
+        "budgets": ["numbers-160"],
+        "seeds": [1],
+        "figures": ["comparison"],
+    },
+    "datasets": {"blocks": {"generate": {"num_users": 60, "num_items": 40, "num_blocks": 2, "pairs_per_user": 8}}},
+    "training": {"max_epochs": 1, "evaluate_every": 1},
+    "methods": {"hashing": {"params": {"dim": 8}}, "legcf": {"params": {"dim": 8}}, "c2f": {"params": {"dim": 8}}},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the workflow after a tiny run."""
+    folder = copy_checkout(tmp_path_factory.mktemp("finished") / "checkout")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    done = snakemake(folder, "--cores", "2", "all", "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture
+def edit(finished):
+    """A function that appends a comment to a file of the finished checkout; undone after the test."""
+    originals = {}
+
+    def append(name: str) -> None:
+        originals[name] = (finished / name).read_text()
+        (finished / name).write_text(originals[name] + "\n# edited\n")
+
+    yield append
+    for name, text in originals.items():
+        (finished / name).write_text(text)
+
+
+def rerun(folder: Path, changes: dict | None = None) -> Counter:
+    """Return what would be run now: `train hashing` and the like for the runs, the rule's name for the rest."""
+    config = update(TINY, changes or {})
+    (folder / "now.yaml").write_text(yaml.safe_dump(config))
+    found = jobs(dry_run(folder, "now.yaml"))
+    return Counter(f"{job['rule']} {job.get('method', '')}".strip() for job in found if job["rule"] != "all")
+
+
+def update(base: dict, changes: dict) -> dict:
+    merged = yaml.safe_load(yaml.safe_dump(base))
+    update_config(merged, changes)
+    return merged
+
+
+REPORTS = Counter(["collect", "table", "figure", "report"])
+
+
+@pytest.mark.slow
+def test_a_run_leaves_tables_figures_and_a_report(finished):
+    results = finished / "results"
+    for name in (
+        "report.html",
+        "tables/main.md",
+        "tables/main.tex",
+        "figures/comparison.pdf",
+        "figures/comparison.csv",
+    ):
+        assert (results / name).stat().st_size > 0
+    assert "| blocks | numbers-160 | c2f | 1 of 1 | ok |" in (results / "tables" / "main.md").read_text()
+
+
+@pytest.mark.slow
+def test_nothing_is_rerun_without_a_change(finished):
+    assert rerun(finished) == Counter()
+
+
+@pytest.mark.slow
+def test_touching_a_file_reruns_nothing(finished):
+    (finished / "baselines" / "hashing.py").touch()
+    assert rerun(finished) == Counter()
+
+
+@pytest.mark.slow
+def test_editing_a_method_retrains_it_and_nothing_else(finished, edit):
+    edit("baselines/hashing.py")
+    assert rerun(finished) == REPORTS + Counter(["resolve hashing", "train hashing", "evaluate hashing"])
+
+
+@pytest.mark.slow
+def test_editing_a_method_retrains_what_starts_from_it(finished, edit):
+    edit("baselines/legcf.py")
+    assert rerun(finished) == REPORTS + Counter(["resolve c2f-coarse", "train c2f-coarse", "train c2f", "evaluate c2f"])
+
+
+@pytest.mark.slow
+def test_changing_a_parameter_retrains_that_method_alone(finished):
+    changed = {"methods": {"hashing": {"params": {"dim": 16}}}}
+    assert rerun(finished, changed) == REPORTS + Counter(["resolve hashing", "train hashing", "evaluate hashing"])
+
+
+@pytest.mark.slow
+def test_editing_the_figures_redraws_and_retrains_nothing(finished, edit):
+    edit("c2f/figures.py")
+    assert rerun(finished) == Counter(["figure", "report"])
+
+
+@pytest.mark.slow
+def test_editing_the_evaluation_trains_nothing(finished, edit):
+    edit("c2f/evaluate.py")
+    again = rerun(finished)
+    assert again["evaluate hashing"] == 1
+    assert not [job for job in again if job.startswith(("train", "resolve", "prepare"))]
+
+
+@pytest.mark.slow
+def test_adding_a_method_trains_only_its_runs(finished):
+    added = {
+        "methods": {"mine": {"like": "hashing", "params": {"dim": 4}}},
+        "grid": {"methods": [*TINY["grid"]["methods"], "mine"]},
+    }
+    assert rerun(finished, added) == REPORTS + Counter(["resolve mine", "train mine", "evaluate mine"])
+
+
+@pytest.mark.slow
+def test_more_threads_rerun_nothing(finished):
+    assert rerun(finished, {"datasets": {"blocks": {"threads": 2}}}) == Counter()
+
+
+@pytest.mark.slow
+def test_a_mistyped_parameter_stops_before_anything_is_trained(finished):
+    (finished / "typo.yaml").write_text(yaml.safe_dump(update(TINY, {"methods": {"hashing": {"params": {"dimm": 8}}}})))
+    done = snakemake(finished, "--cores", "1", "results/methods/hashing.json", "--configfile", "typo.yaml")
+    assert done.returncode != 0
+    assert "unknown key 'dimm' in methods.hashing.params; did you mean 'dim'?" in done.stdout + done.stderr
