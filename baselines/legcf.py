@@ -56,7 +56,7 @@ class LEGCF(EmbeddingMethod):
         activation: tanh as published, or linear (another, cheaper model); num_codes: c, or null to fill the budget;
         codebook_share: the share of the budget's codes to use, the rest being left to a later stage;
         anchors: where the first assignment comes from; update: whether the second stage estimates S anew;
-        first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation to stop improving.
+        first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation.
         """
 
         dim: int = 128

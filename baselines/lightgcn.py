@@ -3,8 +3,8 @@
 He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation", SIGIR 2020,
 https://arxiv.org/abs/2002.02126. Layer 0 is trained; the final embedding is the mean over the layers (equations 7, 8).
 
-Deviations: five negatives and batches of triples are settings of the benchmark, the same for all methods; training stops
-on validation instead of after 1,000 epochs.
+Deviations: negatives and batch size are settings of the benchmark, the same for all methods; training stops on
+validation instead of after 1,000 epochs.
 """
 
 from dataclasses import dataclass

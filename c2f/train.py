@@ -159,7 +159,7 @@ class Trainer:
         self.reports.append(report)
         step = _Step(method, self.graph, self.settings)
         report.collapsed = step.collapsed
-        with self._progress_bar(report, max_epochs) as bar, _deferred_interrupt() as interrupted:
+        with _deferred_interrupt() as interrupted, self._progress_bar(report, max_epochs) as bar:
             while not self._finished(report, since_best, max_epochs, until):
                 began = time.perf_counter()
                 epoch = report.epochs + 1
