@@ -200,6 +200,7 @@ def test_an_artifact_larger_than_the_budget_is_the_status_over_budget_and_is_not
     found = trained(data, lightgcn, folder / "over", "numbers-432")
     assert (found["status"], found["reason"]) == ("over_budget", "the artifact takes 433 of the budget numbers-432")
     assert found["footprint"]["numbers"] == 433
+    assert Artifact.load(folder / "over" / "artifact.npz").arrays == {}
     assert_nothing_to_evaluate(folder / "over", data)
 
 
