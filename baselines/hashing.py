@@ -32,6 +32,7 @@ class Hashing(EmbeddingMethod):
         init_std: float = 0.1
 
         def __post_init__(self):
+            super().__post_init__()
             check(self.dim >= 1, "dim", self.dim, "at least 1")
 
     @classmethod

@@ -70,6 +70,7 @@ class LEGCF(EmbeddingMethod):
         first_stage_epochs: int | None = None
 
         def __post_init__(self):
+            super().__post_init__()
             check(self.dim >= 1, "dim", self.dim, "at least 1")
             check(self.codes_per_node >= 1, "codes_per_node", self.codes_per_node, "at least 1")
             check(0 < self.anchor_weight <= 1, "anchor_weight", self.anchor_weight, "above 0 and at most 1")

@@ -25,6 +25,7 @@ class LightGCN(EmbeddingMethod):
         init_std: float = 0.1
 
         def __post_init__(self):
+            super().__post_init__()
             check(self.dim >= 1, "dim", self.dim, "at least 1")
             check(self.init_std > 0, "init_std", self.init_std, "above 0")
 

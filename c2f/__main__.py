@@ -60,16 +60,25 @@ def partition(data: Path, parts: int) -> None:
 
 
 def train(
-    train: Path, valid: Path, stats: Path, method: Path, budget: str, seed: int, output: Path, start: Path | None = None
+    train: Path,
+    valid: Path,
+    stats: Path,
+    method: Path,
+    budget: str,
+    seed: int,
+    output: Path,
+    start: Path | None = None,
+    training: str = "{}",
 ) -> None:
     """Train one run: artifact.npz, run.json, curve.csv. The test pairs are not among its inputs.
 
     What cannot be done within the budget is a status in run.json, not an error. Run it again to continue after an
     interruption. --start: the folder of the run that the method's `starts_from` names.
+    --training: settings as JSON that take the place of the method's own, as a dataset's entry may want.
     """
     from c2f.run import train as run
 
-    status = run(train, valid, stats, method, budget, seed, output, start)
+    status = run(train, valid, stats, method, budget, seed, output, start, json_argument(training))
     print(f"{output}: {status}")
 
 

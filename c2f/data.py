@@ -118,7 +118,6 @@ class DatasetSpec:
     remap         number the ids by first appearance (train, valid, test): needed for names, good for sparse numbers
     overlap       a valid or test pair that train (or test) holds too: refuse, or drop it
     unknown_users a user of valid or test without training pairs: refuse, drop their pairs, or keep them
-    threads       for the workflow; nothing here depends on it
     """
 
     name: str
@@ -133,7 +132,6 @@ class DatasetSpec:
     remap: bool = False
     overlap: str = "refuse"
     unknown_users: str = "refuse"
-    threads: int = 1
 
     @classmethod
     def parse(cls, name: str, spec: Mapping) -> "DatasetSpec":
@@ -148,7 +146,7 @@ class DatasetSpec:
         _check_choice(spec.get("format", "lists"), ("lists", "table"), f"{where}: format")
         _check_choice(spec.get("overlap", "refuse"), ("refuse", "drop"), f"{where}: overlap")
         _check_choice(spec.get("unknown_users", "refuse"), ("refuse", "drop", "keep"), f"{where}: unknown_users")
-        for key, least in {"split_seed": 0, "k_core": 0, "threads": 1}.items():
+        for key, least in {"split_seed": 0, "k_core": 0}.items():
             if key in spec and (type(spec[key]) is not int or spec[key] < least):
                 raise ConfigError(f"{where}: {key} is {spec[key]!r}; it must be a whole number of at least {least}")
         if not isinstance(spec.get("remap", False), bool):

@@ -125,12 +125,18 @@ class Grid:
         return [run.folder for run in self.asked if run.dataset == dataset]
 
     def data_spec(self, dataset: str, *, urls: bool) -> str:
-        """Return what the data steps read, as JSON: no `threads`, and no URLs where the checksums say enough."""
-        spec = {key: value for key, value in self.config["datasets"][dataset].items() if key != "threads"}
+        """Return what the data steps read, as JSON: nothing on training, and no URLs where the checksums say enough."""
+        content = self.config["datasets"][dataset].items()
+        spec = {key: value for key, value in content if key not in ("threads", "training")}
         if "files" in spec and not urls:
             sums = {name: {key: file[key] for key in file if key != "urls"} for name, file in spec["files"].items()}
             spec["files"] = sums
         return json.dumps(spec, sort_keys=True)
+
+    def data_training(self, dataset: str) -> str | None:
+        """Return the training settings that hold for every method on this dataset, as JSON, or None."""
+        changes = self.config["datasets"][dataset].get("training")
+        return json.dumps(changes, sort_keys=True) if changes else None
 
     def threads(self, dataset: str) -> int:
         return self.config["datasets"][dataset].get("threads", 1)

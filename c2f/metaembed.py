@@ -85,6 +85,7 @@ class C2FMetaEmbed(EmbeddingMethod):
         update: bool = True
 
         def __post_init__(self):
+            super().__post_init__()
             for name in ("dim", "codes_per_node", "bridges", "components"):
                 check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
             for name in ("num_codes", "fine_codes"):

@@ -14,6 +14,7 @@ from c2f.errors import BudgetError, ConfigError, did_you_mean
 from c2f.graph import Graph, propagate
 from c2f.ops import SparseMatrix
 from c2f.seeds import seed_for
+from c2f.settings import check
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class EmbeddingMethod(torch.nn.Module):
 
         num_layers: int = 3
         item_bias: bool = False
+
+        def __post_init__(self):
+            check(self.num_layers >= 0, "num_layers", self.num_layers, "at least 0")
 
     counted: ClassVar[tuple[str, ...] | None] = None
     """Names of the exported arrays that the method's paper counts (None: all but the item bias)."""

@@ -1,4 +1,7 @@
-"""Balanced parts of the training graph: METIS where pymetis is installed, else recursive spectral bisection."""
+"""Balanced parts of the training graph: METIS, or recursive spectral bisection.
+
+The latter where pymetis is not installed, or METIS leaves parts empty, as it does below a few nodes a part.
+"""
 
 import hashlib
 from pathlib import Path
@@ -46,6 +49,8 @@ def _compute(graph: Graph, num_parts: int, seed: int) -> tuple[np.ndarray, str]:
     options = pymetis.Options(niter=1, seed=seed % 2**30 + 2)
     neighbours = pymetis.CSRAdjacency(graph.adjacency.indptr, graph.adjacency.indices)
     _, parts = pymetis.part_graph(num_parts, neighbours, options=options)
+    if len(np.unique(parts)) < num_parts:  # METIS does this where a part is to hold only a few nodes
+        return spectral_parts(graph.adjacency, num_parts, seed), "spectral, as METIS left parts empty"
     return np.asarray(parts, dtype=np.int32), f"pymetis {pymetis.version}"
 
 

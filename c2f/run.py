@@ -29,6 +29,8 @@ from c2f.train import VALIDATION_METRICS, StageReport, Trainer, TrainingSettings
 CURVE_COLUMNS = ["stage", "epoch", "seconds", "loss", *VALIDATION_METRICS]
 SCORED = ("ok", "timeout")
 """The statuses whose artifact holds a trained model."""
+ARTIFACT_INFO = ("status", "reason", "uses", "params", "dataset", "train_sha256")
+"""What is read of an artifact's info."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def train(
     seed: int,
     output: Path,
     start: Path | None = None,
+    training: dict | None = None,
     progress: bool = True,
 ) -> str:
     """Train one run and write artifact.npz, run.json and curve.csv; return its status.
@@ -103,14 +106,17 @@ def train(
     resolved = load_method(method_file)
     cls = resolved.method_class
     params = from_mapping(cls.Params, resolved.params, f"{method_file}: params")
-    settings = from_mapping(TrainingSettings, resolved.training, f"{method_file}: training")
+    from_mapping(TrainingSettings, training or {}, "--training")
+    settings = from_mapping(TrainingSettings, resolved.training | (training or {}), f"{method_file}: training")
     stats = load_stats(stats_file)
     graph = Graph(load_pairs(train_file, stats))
     valid = load_pairs(valid_file, stats)
     inputs = {"train": stats["sha256"]["train"], "valid": stats["sha256"]["valid"], "method": sha256_file(method_file)}
     if start is not None:
         inputs["start"] = sha256_file(start / "artifact.npz")
-    fingerprint = hashlib.sha256(json.dumps([inputs, budget.name, seed]).encode()).hexdigest()
+    fingerprint = hashlib.sha256(
+        json.dumps([inputs, dataclasses.asdict(settings), budget.name, seed]).encode()
+    ).hexdigest()
     run_seed = seed_for(seed, stats["name"], resolved.name)
     checkpoint = output / "checkpoint.pt"
     with record.disk_errors(output):
@@ -157,6 +163,7 @@ def train(
             arrays = {}
     info = {
         "status": status,
+        "reason": reason,
         "uses": resolved.uses,
         "params": resolved.params,
         "dataset": stats["name"],
@@ -178,7 +185,7 @@ def train(
         seed=seed,
         uses=resolved.uses,
         params=resolved.params,
-        training=resolved.training,
+        training=dataclasses.asdict(settings),
         starts_from=str(start) if start else None,
         footprint=dataclasses.asdict(footprint) if footprint else None,
         stages=[_stage(report) for report in trainer.reports] if trainer else [],
@@ -203,12 +210,12 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     Returns the means. A run without a trained model gives no rows and no means.
     """
     keep_freed_memory()
-    status = read_json(run / "run.json")["status"]
+    artifact = load_artifact(run / "artifact.npz")
     per_user: dict = {name: [] for name in ["user", "held_out", *(f"{m}@{k}" for k in ks for m in ("recall", "ndcg"))]}
-    if status in SCORED:
+    if artifact.info["status"] in SCORED:
         stats = load_stats(data / "stats.json")
         graph = Graph(load_pairs(data / "train.parquet", stats))
-        users, items = load_vectors(run / "artifact.npz", graph, stats)
+        users, items = load_vectors(artifact, graph, stats, place=run / "artifact.npz")
         masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
         held_out = load_pairs(data / "test.parquet", stats)
         device = pick_device("auto")
@@ -224,32 +231,42 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     return means
 
 
-def load_vectors(artifact_file: Path, graph: Graph, stats: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return (users, items), (U, d) and (I, d), of an artifact on its own dataset. Raises ArtifactError."""
-    artifact = Artifact.load(artifact_file)
-    if artifact.info["train_sha256"] != stats["sha256"]["train"]:
+def load_artifact(path: Path) -> Artifact:
+    """Return a run's artifact. Raises ArtifactError where it is damaged or no run's."""
+    artifact = Artifact.load(path)
+    missing = [key for key in ARTIFACT_INFO if key not in artifact.info]
+    if missing:
+        raise ArtifactError(f"{path} does not say its {', '.join(missing)}; train the run again")
+    return artifact
+
+
+def load_vectors(artifact: Artifact, graph: Graph, stats: dict, place: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return (users, items), (U, d) and (I, d), of a trained artifact on its own dataset; `place` names it in errors.
+
+    Raises ArtifactError.
+    """
+    info = artifact.info
+    if info["train_sha256"] != stats["sha256"]["train"]:
         raise ArtifactError(
-            f"{artifact_file} was trained on {artifact.info['dataset']} with other training pairs than {stats['name']} "
-            "has here; use the data it was trained on, or train it again"
+            f"{place} was trained on {info['dataset']} with other training pairs than {stats['name']} has here; "
+            "use the data it was trained on, or train it again"
         )
-    if artifact.info["status"] not in SCORED:
-        raise ArtifactError(f"{artifact_file} holds no model: its run ended as {artifact.info['status']}")
-    cls = load_class(artifact.info["uses"])
+    cls = load_class(info["uses"])
     try:
-        return restore_vectors(cls, artifact.arrays, cls.Params(**artifact.info["params"]), graph)
+        return restore_vectors(cls, artifact.arrays, cls.Params(**info["params"]), graph)
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{artifact_file} does not hold what {artifact.info['uses']} needs ({error}); train it again"
-        ) from error
+        raise ArtifactError(f"{place} does not hold what {info['uses']} needs ({error}); train it again") from error
 
 
 def _start_arrays(start: Path | None) -> dict | None:
     if start is None:
         return None
-    started = read_json(start / "run.json")
-    if started["status"] not in SCORED:
-        raise MethodError(f"it starts from {start}, which ended as {started['status']}: {started['reason']}")
-    return Artifact.load(start / "artifact.npz").arrays
+    artifact = load_artifact(start / "artifact.npz")
+    if artifact.info["status"] not in SCORED:
+        raise MethodError(
+            f"it starts from {start}, which ended as {artifact.info['status']}: {artifact.info['reason']}"
+        )
+    return artifact.arrays
 
 
 def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint:

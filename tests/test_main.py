@@ -188,7 +188,7 @@ def test_a_run_folder_that_cannot_be_made_is_named_before_training(capsys, tmp_p
         ({"ks": "5,ten"}, ["--ks '5,ten' is not a list of whole numbers", "--ks 5,10,20,50"]),
         ({"ks": ""}, ["--ks '' is not a list of whole numbers"]),
         ({"ks": "0,5"}, ["--ks '0,5' holds 0", "at least 1"]),
-        ({"run": "nowhere"}, ["nowhere/run.json is missing", "run the step that writes it"]),
+        ({"run": "nowhere"}, ["there is no artifact at nowhere/artifact.npz", "train the run first"]),
         ({"data": "nowhere"}, ["cannot read nowhere/stats.json", "prepare"]),
     ],
 )

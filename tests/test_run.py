@@ -293,11 +293,11 @@ def test_an_artifact_that_lacks_an_array_of_its_method_is_refused(run, data, tmp
     )
 
 
-def test_an_artifact_without_a_model_beside_the_record_of_a_good_run_is_refused(run, data, tmp_path, capsys):
-    other = copy_of(run, tmp_path / "run")
-    artifact = Artifact.load(other / "artifact.npz")
-    Artifact({}, artifact.info | {"status": "infeasible"}).save(other / "artifact.npz")
-    refused(capsys, {"run": other, "data": data, "output": other}, "holds no model: its run ended as infeasible")
+def test_an_artifact_that_does_not_say_what_it_is_is_refused(run, data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    Artifact({"vectors": np.zeros((2, 2))}, {"status": "ok"}).save(tmp_path / "run" / "artifact.npz")
+    words = {"run": tmp_path / "run", "data": data, "ks": KS, "output": tmp_path / "out"}
+    refused(capsys, words, "does not say its reason, uses, params, dataset, train_sha256", "train the run again")
 
 
 def test_a_damaged_start_is_named_and_nothing_is_written(folder, data, tmp_path, capsys):

@@ -34,6 +34,12 @@ wildcard_constraints:
     name="[a-z0-9_]+",
 
 
+def training_on(dataset):
+    """Return the train step's words for settings that hold on this dataset, none where it has none."""
+    changes = GRID.data_training(dataset)
+    return ["--training", changes] if changes else []
+
+
 def start_of(wildcards):
     """Return the folder of the run that this one starts from, in a list that is empty where it starts from nothing."""
     run = Run(

@@ -42,15 +42,16 @@ rule train:
         gpu=lambda wildcards: GRID.gpus(wildcards.method),
     params:
         start=lambda wildcards: expand("--start {folder}", folder=start_of(wildcards)),
+        training=lambda wildcards: training_on(wildcards.dataset),
         folder=lambda wildcards, output: os.path.dirname(output.record),
     shell:
         "python -m c2f train --train {input.train} --valid {input.valid} --stats {input.stats} --method {input.method}"
-        " --budget {wildcards.budget} --seed {wildcards.seed} {params.start} --output {params.folder} > {log} 2>&1"
+        " --budget {wildcards.budget} --seed {wildcards.seed} {params.start} {params.training:q}"
+        " --output {params.folder} > {log} 2>&1"
 
 
 rule evaluate:
     input:
-        record="results/runs/{dataset}/{method}/{budget}/{seed}/run.json",
         artifact="results/runs/{dataset}/{method}/{budget}/{seed}/artifact.npz",
         parts=multiext(
             "results/data/{dataset}/",
@@ -69,7 +70,7 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wildcards: GRID.threads(wildcards.dataset)
     params:
-        run=lambda wildcards, input: os.path.dirname(input.record),
+        run=lambda wildcards, input: os.path.dirname(input.artifact),
         data=lambda wildcards, input: os.path.dirname(input.parts[0]),
         ks=",".join(map(str, GRID.ks)),
         folder=lambda wildcards, output: os.path.dirname(output.metrics),
