@@ -19,7 +19,10 @@ PRIME = 2**31 - 1
 
 
 class Hashing(EmbeddingMethod):
-    """m rows of `dim` float32 numbers and two hash constants (16 bytes). Raises BudgetError below one row."""
+    """m rows of `dim` float32 numbers; two hash constants and the node count (20 bytes).
+
+    Raises BudgetError below one row.
+    """
 
     counted = ("codebook",)
     hash_constants: torch.Tensor
@@ -37,7 +40,7 @@ class Hashing(EmbeddingMethod):
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        fixed = budget.measure(numbers=0, nbytes=16)
+        fixed = budget.measure(numbers=0, nbytes=20)
         per_row = budget.measure(numbers=params.dim, nbytes=4 * params.dim)
         if budget.amount < fixed + per_row:
             raise BudgetError(needs=fixed + per_row, budget=budget)

@@ -1,6 +1,5 @@
 """The contract between the engine and a method: what a baseline implements, and how the engine builds one."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,8 +183,3 @@ def with_bias(users: np.ndarray, items: np.ndarray, item_bias) -> tuple[np.ndarr
         return users, items
     ones = np.ones((len(users), 1), dtype=np.float32)
     return np.hstack([users, ones]), np.hstack([items, np.asarray(item_bias, dtype=np.float32)[:, None]])
-
-
-def params_dict(params) -> dict:
-    """Return a params or settings dataclass as a plain mapping."""
-    return dataclasses.asdict(params)

@@ -137,7 +137,9 @@ def test_below_the_least_budget_it_says_what_it_needs_and_from_there_on_it_fits(
         build(cls, Budget.parse(f"{kind}-1"), graph, params, 1)
     least = error.value.needs
     assert f"{least:,} {kind}" in str(error.value)
-    build(cls, Budget.parse(f"{kind}-{least}"), graph, params, 1)
+    method = build(cls, Budget.parse(f"{kind}-{least}"), graph, params, 1)
+    footprint = Footprint.measure(export_arrays(method), method.counted, 0, 0, False)
+    assert footprint.spent(Budget.parse(f"{kind}-{least}")) <= least
     with pytest.raises(BudgetError):
         build(cls, Budget.parse(f"{kind}-{least - 1}"), graph, params, 1)
 
