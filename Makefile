@@ -24,5 +24,5 @@ lint: install
 	snakemake --lint --configfile config/smoke.yaml
 	mypy
 
-test: lint
-	pytest -q -n $(CORES) --dist loadfile
+test: lint  # a thread per worker: more would wait for each other
+	OMP_NUM_THREADS=1 pytest -q -n $(CORES) --dist loadfile
