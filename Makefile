@@ -1,4 +1,4 @@
-# make install: the environment in .venv; make run: the smoke grid, figures and report in results/; make test: everything CI checks.
+# make install: the environment in .venv; make run: the smoke grid, figures and report in results/; make test: everything CI checks, the smoke grid included.
 PYTHON ?= python3.11
 CORES ?= 2
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,5 +24,5 @@ lint: install
 	snakemake --lint --configfile config/smoke.yaml
 	mypy
 
-test: lint  # a thread per worker: more would wait for each other
+test: lint run  # a thread per worker: more would wait for each other
 	OMP_NUM_THREADS=1 pytest -q -n $(CORES) --dist loadfile
