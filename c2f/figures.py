@@ -20,7 +20,7 @@ from c2f.report import read_runs, size_in_words, summarise
 
 # Okabe and Ito's colours without yellow and black, then three of Tol's muted ones: told apart with any colour vision
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933", "#332288"]
-_MARKERS = "osD^vPX<>"
+_MARKERS = "osD^vPh<>"  # no x: it marks a missing result
 _DASHES = ["solid", (0, (4, 1.5)), (0, (1, 1))]
 _REFERENCE = (0, (6, 2))
 _THEME = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), "font.family": "DejaVu Sans"}

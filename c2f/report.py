@@ -131,10 +131,13 @@ def main_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(table: pd.DataFrame, metric: str) -> pd.Series:
-    """Return which rows have the best mean of their dataset and budget, as printed; False where there is no contest."""
+    """Return which rows have the best mean of their dataset and budget, as printed; False where there is no contest.
+
+    Sizes differ under `full`, so there is none.
+    """
     printed = table[metric].round(4)
     contest = printed.groupby([table.dataset, table.budget])
-    return (printed == contest.transform("max")) & (contest.transform("count") > 1)
+    return (printed == contest.transform("max")) & (contest.transform("count") > 1) & (table.budget != "full")
 
 
 def printed(table: pd.DataFrame, emphasise: Callable[[str], str]) -> pd.DataFrame:
