@@ -163,7 +163,7 @@ def assert_nothing_to_evaluate(run, data):
 def test_a_budget_below_what_the_method_needs_is_a_status_that_names_the_least_one(folder, data, lightgcn, capsys):
     found = trained(data, lightgcn, folder / "small", "bytes-1727")
     assert found["status"] == "infeasible"
-    for piece in ("budget bytes-1727", "1,728 bytes", "raise `budgets` in config/config.yaml to bytes-1728"):
+    for piece in ("budget bytes-1727", "1,728 bytes", "raise `budgets` in the configuration to bytes-1728"):
         assert piece in found["reason"]
     assert (found["footprint"], found["stages"]) == (None, [])
     assert capsys.readouterr().out.endswith("small: infeasible\n")
