@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from conftest import interactions
 
+from c2f import kernels
 from c2f.budget import Budget
 from c2f.codebook import (
     anchored_assignment,
@@ -74,15 +75,27 @@ def test_propagation_is_the_mean_of_the_dense_powers(num_layers, blocks):
     np.testing.assert_allclose(propagate(torch.from_numpy(x), operator, num_layers), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [3, *kernels.WIDTHS])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_gradient_of_a_sparse_product_is_that_of_the_dense_one(symmetric):
+def test_a_sparse_product_and_its_gradient_are_those_of_the_dense_one(symmetric, width):
     matrix = random_sparse((6, 6) if symmetric else (7, 4))
     matrix = (matrix + matrix.T).tocsr() if symmetric else matrix
-    x = torch.randn(matrix.shape[1], 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    weight = torch.randn(matrix.shape[0], 3, generator=torch.Generator().manual_seed(1))
-    (ours,) = torch.autograd.grad(((SparseMatrix(matrix, symmetric=symmetric) @ x) * weight).sum(), x)
-    (dense,) = torch.autograd.grad(((torch.from_numpy(matrix.toarray()) @ x) * weight).sum(), x)
+    x = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.randn(matrix.shape[0], width, generator=torch.Generator().manual_seed(1))
+    ours, dense = SparseMatrix(matrix, symmetric=symmetric) @ x, torch.from_numpy(matrix.toarray()) @ x
     torch.testing.assert_close(ours, dense)
+    torch.testing.assert_close(*(torch.autograd.grad((y * weight).sum(), x) for y in (ours, dense)))
+
+
+def test_chunks_of_rows_cover_every_row_once_and_share_the_non_zeros():
+    matrix = random_sparse((1000, 50))
+    chunks = kernels.balanced_chunks(matrix.indptr)
+    assert chunks[0] == 0 and chunks[-1] == 1000 and (np.diff(chunks) >= 0).all()
+    assert np.diff(matrix.indptr[chunks]).max() <= matrix.nnz / kernels.CHUNKS + np.diff(matrix.indptr).max()
+
+
+def test_an_empty_matrix_gives_zeros():
+    assert (SparseMatrix(sp.csr_array((3, 5))) @ torch.ones(5, kernels.WIDTHS[0]) == 0).all()
 
 
 def test_a_sparse_product_takes_a_gradient_that_is_not_contiguous():
