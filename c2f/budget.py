@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from c2f.errors import BudgetError, ConfigError, did_you_mean
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -77,7 +79,8 @@ class Budget:
 class Footprint:
     """What an artifact really holds.
 
-    parts: per array its shape, dtype, bytes and whether the method's paper counts it; numbers: values the paper counts;
+    parts: per array its shape, dtype, bytes and whether the method's paper counts it; numbers: values the paper counts
+    (of floating-point arrays those that are not 0);
     stored: bytes of all arrays; serving: stored plus the cheaper of {training graph, cached (N, d) table} where scoring
     needs one of them.
     """
@@ -100,10 +103,14 @@ class Footprint:
             for name, array in arrays.items()
         }
         stored = sum(part["bytes"] for part in parts.values())
-        numbers = sum(int(arrays[name].size) for name, part in parts.items() if part["counted"])
+        numbers = sum(_values(arrays[name]) for name, part in parts.items() if part["counted"])
         serving = stored + (min(graph_bytes, table_bytes) if needs_graph else 0)
         return cls(parts, numbers, stored, serving)
 
     def spent(self, budget: Budget) -> int:
         """Return what of `budget` this artifact uses, in the budget's unit."""
         return budget.measure(numbers=self.numbers, nbytes=self.stored)
+
+
+def _values(array) -> int:
+    return int(np.count_nonzero(array) if np.issubdtype(array.dtype, np.floating) else array.size)

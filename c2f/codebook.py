@@ -1,5 +1,6 @@
 """What methods with a codebook share: sparse assignments, their closed-form update, and compact storage."""
 
+import bisect
 import math
 
 import numpy as np
@@ -104,6 +105,27 @@ def coarse_codes(budget, graph, params) -> int:
 def id_array(codes, num_codes: int) -> np.ndarray:
     """Return code ids in the smallest unsigned type that holds num_codes of them."""
     return np.asarray(codes).astype(smallest_uint(num_codes))
+
+
+def sparse_bytes(num_rows: int, dim: int, nonzero: int) -> int:
+    """Return the bytes of a (num_rows, dim) float32 matrix with so many non-zeros in its cheapest storage."""
+    dense, mask = 4 * num_rows * dim, num_rows * ((dim + 7) // 8)
+    lists = num_rows * smallest_uint(dim + 1).itemsize + nonzero * smallest_uint(dim).itemsize
+    return min(dense, 4 * nonzero + min(mask, lists))
+
+
+def feasible_nonzeros(budget, num_rows: int, dim: int, at_least: int = 1) -> int:
+    """Return how many non-zeros of a (num_rows, dim) matrix fit the budget, at most all of them.
+
+    Charged as `pack_sparse` stores them. Raises BudgetError where `at_least` do not fit.
+    """
+
+    def cost(nonzero: int) -> int:
+        return budget.measure(numbers=nonzero, nbytes=sparse_bytes(num_rows, dim, nonzero))
+
+    if cost(at_least) > budget.amount:
+        raise BudgetError(needs=cost(at_least), budget=budget)
+    return bisect.bisect_right(range(num_rows * dim + 1), budget.amount, key=cost) - 1
 
 
 def pack_sparse(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:

@@ -101,8 +101,8 @@ class EmbeddingMethod(torch.nn.Module):
         """Return the collapsed form where the method has one with few rows, else None (DESIGN.md section 6)."""
         return None
 
-    def penalty(self) -> torch.Tensor | None:
-        """Return an extra scalar loss term, or None."""
+    def penalty(self, user, positive, negative) -> torch.Tensor | None:
+        """Return an extra scalar loss term for a batch of triples (user and item ids, (B,) each), or None."""
         return None
 
     def state_changed(self) -> None:

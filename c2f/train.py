@@ -133,14 +133,20 @@ class Trainer:
         each_epoch: Callable[[], None] | None = None,
         keep: Literal["best", "last"] = "best",
         until: Callable[[], bool] | None = None,
+        each_step: Callable[[], bool] | None = None,
         max_epochs: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        early_stopping: bool = True,
     ) -> StageReport:
         """Train the method's parameters that require gradients until validation stops improving.
 
         each_epoch: called in the first batch of every epoch, after its backward pass and before the weights move, so
         that batch still follows the old state (METHODS.md 3.6);
-        until: asked after every epoch, ends the stage when true; max_epochs: of this stage, in place of the setting's;
-        keep: leave the method with its best evaluated weights, or with the last. One optimiser serves all stages.
+        until: asked after every epoch, ends the stage when true; each_step: the same after every step, in mid-epoch;
+        max_epochs: of this stage, in place of the setting's;
+        keep: leave the method with its best evaluated weights, or with the last;
+        optimizer: in place of Adam at the setting's learning rate, which serves all stages of the same parameters;
+        early_stopping: False for a stage whose end validation does not decide.
         Raises DivergedError when a loss is not finite.
         """
         index = len(self.reports)
@@ -150,7 +156,7 @@ class Trainer:
         method.to(self.device)
         max_epochs = max_epochs or self.settings.max_epochs
         parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self._prepare_optimizer(parameters)
+        self._prepare_optimizer(parameters, optimizer)
         report, best, since_best = StageReport(stage, self.settings.select_on), None, 0
         if self._resume is not None:
             report, best, since_best = self._take_up(method)
@@ -160,15 +166,15 @@ class Trainer:
         step = _Step(method, self.graph, self.settings)
         report.collapsed = step.collapsed
         with _deferred_interrupt() as interrupted, self._progress_bar(report, max_epochs) as bar:
-            while not self._finished(report, since_best, max_epochs, until):
+            while not self._finished(report, since_best if early_stopping else 0, max_epochs, until):
                 began = time.perf_counter()
                 epoch = report.epochs + 1
-                loss = self._train_epoch(method, step, stage, epoch, parameters, each_epoch, report)
+                loss = self._train_epoch(method, step, stage, epoch, parameters, each_epoch, each_step, report)
                 report.epochs = epoch
                 report.seconds += time.perf_counter() - began
                 report.seconds_per_epoch = report.seconds / epoch
                 bar.update()
-                if epoch % self.settings.evaluate_every == 0 or epoch == max_epochs:
+                if epoch % self.settings.evaluate_every == 0 or epoch == max_epochs or report.stopped_by:
                     improved = self._evaluate(method, report, loss)
                     since_best = 0 if improved is not None else since_best + 1
                     best = improved if improved is not None else best
@@ -182,13 +188,18 @@ class Trainer:
             method.state_changed()
         return report
 
-    def _prepare_optimizer(self, parameters: list[torch.nn.Parameter]) -> None:
+    def _prepare_optimizer(self, parameters: list[torch.nn.Parameter], wanted: torch.optim.Optimizer | None) -> None:
         """Keep the optimiser and its moments from stage to stage while the trained parameters stay the same."""
+        if wanted is not None:
+            self._optimizer = wanted
+            return
         current = self._optimizer.param_groups[0]["params"] if self._optimizer is not None else []
         if [id(parameter) for parameter in current] != [id(parameter) for parameter in parameters]:
             self._optimizer = torch.optim.Adam(parameters, lr=self.settings.lr)
 
     def _finished(self, report: StageReport, since_best: int, max_epochs: int, until) -> bool:
+        if report.stopped_by:
+            return True
         if until is not None and report.epochs and until():
             report.stopped_by = "condition"
         elif since_best >= self.settings.patience:
@@ -199,12 +210,13 @@ class Trainer:
             report.stopped_by, self.timed_out = "time", True
         return bool(report.stopped_by)
 
-    def _train_epoch(self, method, step, stage, epoch, parameters, each_epoch, report) -> float:
+    def _train_epoch(self, method, step, stage, epoch, parameters, each_epoch, each_step, report) -> float:
+        """Train one epoch, or up to the step after which `each_step` says so; return the mean loss of its triples."""
         user, positive, negative = (
             torch.from_numpy(ids).to(self.device)
             for ids in self.sampler.epoch(self.generator("sampling", stage, epoch))
         )
-        optimizer, total, size = self._optimizer, 0.0, self.settings.batch_size
+        optimizer, total, done, size = self._optimizer, 0.0, 0, self.settings.batch_size
         assert optimizer is not None
         for batch, first in enumerate(range(0, len(user), size)):
             rows = slice(first, first + size)
@@ -225,19 +237,20 @@ class Trainer:
                 torch.nn.utils.clip_grad_value_(parameters, self.settings.clip_value)
             optimizer.step()
             total += value * len(user[rows])
+            done += len(user[rows])
             report.steps += 1
-        return total / len(user)
+            if each_step is not None:
+                with torch.no_grad():
+                    if each_step():
+                        report.stopped_by = "condition"
+                        break
+        return total / done
 
     @torch.no_grad()
     def _evaluate(self, method, report: StageReport, loss: float) -> dict | None:
         """Add a row to the curve; return a copy of the method's state if it is strictly the stage's best so far."""
-        final = method.embed(self.graph).final
-        users, items = final[: self.graph.num_users], final[self.graph.num_users :]
-        if method.item_bias is not None:
-            users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
-            items = torch.cat([items, method.item_bias[:, None]], dim=1)
         ks = sorted({int(name.split("@")[1]) for name in VALIDATION_METRICS})
-        scores = means(score_users(users, items, self.graph.train, self.valid, ks))
+        scores = means(self.validate(method, ks))
         values = {name: scores.get(name, 0.0) for name in VALIDATION_METRICS}
         self.curve.append(
             {"stage": report.name, "epoch": report.epochs, "seconds": round(self.seconds(), 3), "loss": loss, **values}
@@ -246,6 +259,16 @@ class Trainer:
             return None
         report.best_value, report.best_epoch = values[report.metric], report.epochs
         return copy.deepcopy(method.state_dict())
+
+    @torch.no_grad()
+    def validate(self, method: EmbeddingMethod, ks) -> dict[str, np.ndarray]:
+        """Return `user`, `held_out`, `recall@k` and `ndcg@k` per user with a validation pair; training pairs masked."""
+        final = method.embed(self.graph).final
+        users, items = final[: self.graph.num_users], final[self.graph.num_users :]
+        if method.item_bias is not None:
+            users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
+            items = torch.cat([items, method.item_bias[:, None]], dim=1)
+        return score_users(users, items, self.graph.train, self.valid, ks)
 
     def _progress_bar(self, report: StageReport, max_epochs: int):
         return tqdm(
@@ -346,7 +369,7 @@ class _Step:
         if self.settings.l2 and ego is not None and ego.requires_grad:
             counts = torch.bincount(nodes, minlength=len(ego)).to(ego.dtype)
             loss = loss + self.settings.l2 / (2 * len(user)) * torch.dot(ego.square().sum(dim=1), counts)
-        penalty = self.method.penalty()
+        penalty = self.method.penalty(user, positive, negative)
         return loss if penalty is None else loss + penalty
 
     def _collapsed(self, form: LinearForm, nodes: torch.Tensor):

@@ -97,11 +97,17 @@ def test_setting_bytes_aside_costs_a_bytes_budget_and_no_numbers_budget():
 # Footprint -------------------------------------------------------------------
 
 ARRAYS = {
-    "codebook": np.zeros((3, 2), dtype=np.float32),  # 6 numbers, 24 bytes
-    "codes": np.zeros((5, 2), dtype=np.uint8),  # 10 bytes
-    "weights": np.zeros((5, 2), dtype=np.float32),  # 40 bytes
-    "item_bias": np.zeros(4, dtype=np.float32),  # 16 bytes
+    "codebook": np.ones((3, 2), dtype=np.float32),  # 6 numbers, 24 bytes
+    "codes": np.ones((5, 2), dtype=np.uint8),  # 10 bytes
+    "weights": np.ones((5, 2), dtype=np.float32),  # 40 bytes
+    "item_bias": np.ones(4, dtype=np.float32),  # 16 bytes
 }
+
+
+def test_zeros_of_a_pruned_table_are_stored_but_not_counted():
+    arrays = {"table": np.array([[0.5, 0.0], [0.0, 0.0]], dtype=np.float32), "codes": np.zeros(3, dtype=np.uint8)}
+    footprint = Footprint.measure(arrays, None, graph_bytes=0, table_bytes=0, needs_graph=False)
+    assert (footprint.numbers, footprint.stored) == (1 + 3, 16 + 3)
 
 
 def test_a_footprint_written_out():

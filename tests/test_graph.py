@@ -10,12 +10,13 @@ import torch
 from conftest import interactions
 
 from c2f import kernels
-from c2f.budget import Budget
+from c2f.budget import Budget, Footprint
 from c2f.codebook import (
     anchored_assignment,
     assignment_matrix,
     coarse_codes,
     feasible_codes,
+    feasible_nonzeros,
     id_array,
     pack_sparse,
     unpack_sparse,
@@ -214,6 +215,27 @@ def test_packing_and_unpacking_gives_the_matrix_back_for_odd_widths_and_empty_ro
     packed = pack_sparse("fine", matrix)
     assert sum(array.nbytes for array in packed.values()) <= matrix.nbytes
     assert np.array_equal(unpack_sparse("fine", packed, shape[1]), matrix)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers"])
+@pytest.mark.parametrize("amount", [50, 200, 1000, 2000, 10**6])
+@pytest.mark.parametrize("dim", [8, 128, 300])
+def test_as_many_non_zeros_as_fit_are_stored_within_the_budget_and_one_more_is_not(kind, amount, dim):
+    budget, size = Budget.parse(f"{kind}-{amount}"), 20 * dim
+    nonzero = feasible_nonzeros(budget, 20, dim)
+
+    def spent(count):
+        matrix = np.zeros(size, dtype=np.float32)
+        matrix[np.random.default_rng(0).permutation(size)[:count]] = 1.0
+        return Footprint.measure(pack_sparse("x", matrix.reshape(20, dim)), ("x",), 0, 0, False).spent(budget)
+
+    assert spent(nonzero) <= amount
+    assert nonzero == size or spent(nonzero + 1) > amount
+
+
+def test_not_even_one_non_zero_is_a_budget_error_that_says_what_one_takes():
+    with pytest.raises(BudgetError, match="the 7 bytes"):  # a value, and 3 masks of 8 bits
+        feasible_nonzeros(Budget.parse("bytes-3"), 3, 8)
 
 
 # How many codes fit ----------------------------------------------------------

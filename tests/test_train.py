@@ -93,7 +93,7 @@ def test_the_margins_of_triples_have_the_gradient_of_the_plain_formula_also_for_
 class WithPenalty(LightGCN):
     """Adds seven times the first number to the loss."""
 
-    def penalty(self):
+    def penalty(self, *batch):
         return 7 * self.vectors[0, 0]
 
 
@@ -238,6 +238,23 @@ def test_a_stage_may_have_fewer_epochs_than_the_setting_and_end_on_a_condition(b
     assert (report.epochs, report.stopped_by) == (3, "condition")
 
 
+def test_a_stage_may_end_in_mid_epoch_with_an_optimiser_of_its_own_and_without_early_stopping(blocks):
+    trainer, method = make(blocks, max_epochs=50, evaluate_every=1, patience=1, batch_size=64)
+    optimizer, steps = torch.optim.SGD(method.parameters(), lr=0.0), []
+    before = copied(method)
+    report = trainer.run(
+        method,
+        "search",
+        each_step=lambda: steps.append(1) or len(steps) == 70,
+        optimizer=optimizer,
+        early_stopping=False,
+    )
+    per_epoch = -(-len(trainer.graph.train) // 64)
+    assert (report.steps, report.epochs, report.stopped_by) == (70, -(-70 // per_epoch), "condition")
+    assert report.epochs > 2 and equal(copied(method), before)  # at lr 0 nothing improves: patience would end it at 1
+    assert trainer.curve[-1]["epoch"] == report.epochs
+
+
 def test_out_of_time_the_stage_ends_and_later_stages_do_not_train(blocks, monkeypatch):
     trainer, method = make(blocks, max_epochs=50, evaluate_every=1, max_seconds=25)
     epochs = []
@@ -273,7 +290,7 @@ def test_another_choice_of_trained_parameters_gets_a_fresh_optimiser(blocks, at_
     method.vectors.requires_grad_(False)
     groups = []
     at_step.append(lambda optimizer: groups.append((optimizer.param_groups[0]["params"], len(optimizer.state))))
-    method.penalty = lambda: method.extra.square().sum() + method.extra.sum()
+    method.penalty = lambda *batch: method.extra.square().sum() + method.extra.sum()
     weights = method.vectors.detach().clone()
     trainer.run(method, "two", keep="last")
     assert groups[0] == ([method.extra], 0)
@@ -289,7 +306,7 @@ class NaNInSecondEpoch(LightGCN):
 
     asked = 0
 
-    def penalty(self):
+    def penalty(self, *batch):
         self.asked += 1
         return self.vectors.sum() * (math.nan if self.asked > self.good else 0)
 
