@@ -35,6 +35,7 @@ from c2f.api import (
     concatenate,
     expanded_adjacency,
     id_array,
+    load_start,
     propagate,
 )
 
@@ -56,7 +57,8 @@ class LEGCF(EmbeddingMethod):
         activation: tanh as published, or linear (another, cheaper model); num_codes: c, or null to fill the budget;
         codebook_share: the share of the budget's codes to use, the rest being left to a later stage;
         anchors: where the first assignment comes from; update: whether the second stage estimates S anew;
-        first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation.
+        first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation;
+        train_codes: whether a run that starts from another trains its codes on, or the item bias alone.
         """
 
         dim: int = 128
@@ -68,6 +70,7 @@ class LEGCF(EmbeddingMethod):
         anchors: Literal["metis", "random"] = "metis"
         update: bool = True
         first_stage_epochs: int | None = None
+        train_codes: bool = True
 
         def __post_init__(self):
             super().__post_init__()
@@ -77,6 +80,8 @@ class LEGCF(EmbeddingMethod):
             check(0 < self.codebook_share <= 1, "codebook_share", self.codebook_share, "above 0 and at most 1")
             enough = self.num_codes is None or self.num_codes >= self.codes_per_node
             some = self.first_stage_epochs is None or self.first_stage_epochs >= 1
+            trained = self.train_codes or self.item_bias
+            check(trained, "train_codes", self.train_codes, "true where there is no item_bias to train")
             check(some, "first_stage_epochs", self.first_stage_epochs, "at least 1, or null")
             check(enough, "num_codes", self.num_codes, "at least codes_per_node, or null")
 
@@ -93,22 +98,32 @@ class LEGCF(EmbeddingMethod):
     def fit(self, trainer, start=None):
         self.graph = trainer.graph
         self.to(trainer.device)
+        update = self.update_assignment if self.params.update and self.params.train_codes else None
+        if start is not None:  # a control: what does more training give, without anything new?
+            load_start(self, start, ["codebook", "codes", "weights"])
+            self.state_changed()
+            self.codebook.requires_grad_(self.params.train_codes)
+            trainer.run(self, "continued", each_epoch=update)
+        else:
+            self.assign(*self._first_assignment(trainer))
+            if update is not None:
+                trainer.run(self, "fixed assignment", keep="last", max_epochs=self.params.first_stage_epochs)
+                trainer.run(self, "updated assignment", each_epoch=update)
+            else:
+                trainer.run(self, "fixed assignment")
+        self.details["used_codes"] = int(self.codes[self.weights > 0].unique().numel())
+
+    def _first_assignment(self, trainer):
+        """Return codes and weights (N, t): the code of the node's part, and t - 1 others at random (METHODS.md 3.3)."""
         num_nodes, num_codes = len(self.codes), len(self.codebook)
         generator = trainer.generator("assignment")
         if self.params.anchors == "metis":
             anchors, self.details["partition"] = trainer.partition(num_codes)
         else:
             anchors = generator.integers(num_codes, size=num_nodes)
-        codes, weights = anchored_assignment(
-            anchors, num_codes, self.params.codes_per_node, self.params.anchor_weight, generator
-        )
-        self.assign(torch.from_numpy(codes), torch.from_numpy(weights))
-        if self.params.update:
-            trainer.run(self, "fixed assignment", keep="last", max_epochs=self.params.first_stage_epochs)
-            trainer.run(self, "updated assignment", each_epoch=self.update_assignment)
-        else:
-            trainer.run(self, "fixed assignment")
-        self.details["used_codes"] = int(self.codes[self.weights > 0].unique().numel())
+        per_node, anchor_weight = self.params.codes_per_node, self.params.anchor_weight
+        assignment = anchored_assignment(anchors, num_codes, per_node, anchor_weight, generator)
+        return map(torch.from_numpy, assignment)
 
     def assign(self, codes, weights):
         """Replace S by weights (N, t) at codes (N, t), and rebuild the expanded graph."""
@@ -135,6 +150,8 @@ class LEGCF(EmbeddingMethod):
         return legcf_forward(self.assignment, self.codebook, self.expanded, self.params)
 
     def linear_form(self, graph):
+        if not self.codebook.requires_grad:  # all is constant but the item bias
+            return LinearForm(0, lambda: (self.weights[:, :0], self._propagated()[1]), lambda: self.codebook[:0])
         if self.params.activation != "linear":
             return None
 

@@ -32,7 +32,6 @@ from c2f.api import (
     EmbeddingMethod,
     Embeddings,
     LinearForm,
-    MethodError,
     SparseMatrix,
     activate,
     assignment_matrix,
@@ -41,6 +40,7 @@ from c2f.api import (
     concatenate,
     expanded_adjacency,
     id_array,
+    load_start,
     pack_sparse,
     pseudo_inverse,
     soft_threshold,
@@ -67,7 +67,8 @@ class C2FMetaEmbed(EmbeddingMethod):
         """dim, codes_per_node, num_codes, codebook_share, activation: as in the coarse stage that it starts from.
 
         fine_codes: f, or null to fill the budget; bridges: k; gate: g; threshold: tau of the soft threshold;
-        components: q of SparsePCA; compose, init: see the module; update: whether the second stage estimates S2 anew.
+        components: q of SparsePCA; compose, init: see the module; anchors: where the first bridge comes from;
+        update: whether the second stage estimates S2 anew; train_bias: whether the item bias is trained on.
         """
 
         dim: int = 128
@@ -82,7 +83,9 @@ class C2FMetaEmbed(EmbeddingMethod):
         components: int = 80
         compose: Literal["released", "described"] = "released"
         init: Literal["sparse_pca", "components", "random"] = "sparse_pca"
+        anchors: Literal["metis", "random"] = "metis"
         update: bool = True
+        train_bias: bool = True
 
         def __post_init__(self):
             super().__post_init__()
@@ -135,10 +138,15 @@ class C2FMetaEmbed(EmbeddingMethod):
         self.register_buffer("bridge_weights", torch.zeros(num_coarse, bridges))
 
     def fit(self, trainer, start=None):
-        self.load_coarse(start)
+        load_start(self, start, ["codebook", "codes", "weights"])
+        if self.item_bias is not None:
+            self.item_bias.requires_grad_(self.params.train_bias)
         self.graph = trainer.graph
         self.to(trainer.device)
-        parts, self.details["partition"] = trainer.partition(len(self.fine))
+        if self.params.anchors == "metis":
+            parts, self.details["partition"] = trainer.partition(len(self.fine))
+        else:
+            parts = trainer.generator("bridge").integers(len(self.fine), size=len(self.codes))
         seed = int(trainer.generator("sparse pca").integers(2**31))
         fine = initial_fine_codes(self.codebook.cpu().numpy(), len(self.fine), self.params, np.random.default_rng(seed))
         with torch.no_grad():
@@ -152,27 +160,6 @@ class C2FMetaEmbed(EmbeddingMethod):
         else:
             trainer.run(self, "fixed bridge")
         self.details["fine_nonzero"] = int((self._sparse_fine() != 0).sum())
-
-    def load_coarse(self, start):
-        """Take E_c, S1 and the item bias from the coarse run's arrays. Raises MethodError where they do not fit."""
-        if start is None:
-            raise MethodError("c2f continues a coarse run; give its entry `starts_from: c2f-coarse` in the config")
-        expected = {"codebook": self.codebook.shape, "codes": self.codes.shape, "weights": self.weights.shape}
-        if self.item_bias is not None:
-            expected["item_bias"] = self.item_bias.shape
-        for name, shape in expected.items():
-            found = start[name].shape if name in start else "none"
-            if found != tuple(shape):
-                raise MethodError(
-                    f"the coarse run has {name} {found}, this one expects {tuple(shape)}; give both entries the same "
-                    "dim, codes_per_node, codebook_share, num_codes and item_bias"
-                )
-        with torch.no_grad():
-            self.codebook.copy_(torch.from_numpy(start["codebook"]))
-            self.codes.copy_(torch.from_numpy(start["codes"].astype(np.int64)))
-            self.weights.copy_(torch.from_numpy(start["weights"]))
-            if self.item_bias is not None:
-                self.item_bias.copy_(torch.from_numpy(start["item_bias"]))
 
     def bridge_to(self, codes, weights):
         """Replace S2 by weights (c, k) at codes (c, k), and rebuild the expanded graph."""

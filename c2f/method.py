@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from c2f.budget import Budget
-from c2f.errors import BudgetError, ConfigError, did_you_mean
+from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph, propagate
 from c2f.ops import SparseMatrix
 from c2f.seeds import seed_for
@@ -126,6 +126,26 @@ class EmbeddingMethod(torch.nn.Module):
         """Return the embeddings from the exported arrays, in NumPy; must equal what `embed` gave."""
         ego = cls.decode(arrays, params)
         return Embeddings(ego, propagate(ego, graph.adjacency, params.num_layers))
+
+
+def load_start(method: EmbeddingMethod, start: dict | None, names) -> None:
+    """Copy the arrays `names`, and the item bias, of the run that a method starts from into its tensors of these names.
+
+    Raises MethodError where there is no start, or one of other arrays or sizes.
+    """
+    kind = type(method).__name__
+    if start is None:
+        raise MethodError(f"{kind} continues another run; give its entry `starts_from` in the config")
+    for name in [*names, *(["item_bias"] if method.item_bias is not None else [])]:
+        tensor = getattr(method, name)
+        found = start[name].shape if name in start else "none"
+        if found != tuple(tensor.shape):
+            raise MethodError(
+                f"the run that {kind} starts from has {name} {found}, this one expects {tuple(tensor.shape)}; "
+                "give both entries the same sizes in `params`"
+            )
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(start[name].astype(np.int64) if tensor.dtype == torch.int64 else start[name]))
 
 
 def load_class(uses: str) -> type[EmbeddingMethod]:

@@ -10,7 +10,7 @@ from c2f.budget import Budget
 from c2f.errors import ConfigError, MethodError
 from c2f.evaluate import means, score_users, union
 from c2f.metaembed import C2FMetaEmbed, _Layers, fine_forward, initial_fine_codes
-from c2f.method import build, export_arrays, load_class, restore_vectors
+from c2f.method import build, export_arrays, load_class, load_start, restore_vectors
 from c2f.train import Trainer, TrainingSettings
 
 SETTINGS = TrainingSettings(lr=0.05, batch_size=512, max_epochs=10, evaluate_every=2, device="cpu")
@@ -133,11 +133,12 @@ def test_fine_codes_start_as_codes_at_random_places_sparse_loadings_or_noise():
 def test_a_fine_stage_without_its_coarse_run_or_with_one_of_another_size_says_what_to_change(blocks):
     graph, _, _ = blocks
     method = build(C2FMetaEmbed, Budget.parse("full"), graph, FINE, 1)
-    with pytest.raises(MethodError, match="give its entry `starts_from: c2f-coarse`"):
-        method.load_coarse(None)
+    names = ["codebook", "codes", "weights"]
+    with pytest.raises(MethodError, match="give its entry `starts_from`"):
+        load_start(method, None, names)
     arrays = export_arrays(fit(blocks, dataclasses.replace(FINE, num_codes=12)))
-    with pytest.raises(MethodError, match=r"the coarse run has codebook \(12, 8\), this one expects \(15, 8\)"):
-        method.load_coarse(arrays)
+    with pytest.raises(MethodError, match=r"starts from has codebook \(12, 8\), this one expects \(15, 8\)"):
+        load_start(method, arrays, names)
 
 
 @pytest.mark.parametrize(

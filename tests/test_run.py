@@ -247,7 +247,7 @@ def test_a_coarse_run_of_another_size_is_the_status_failed(folder, data):
     trained(data, wide, folder / "wide")
     found = trained(data, resolved(folder, "c2f", C2F), folder / "c2f-wide", start=folder / "wide")
     assert found["status"] == "failed"
-    assert "the coarse run has codebook (6, 8), this one expects (6, 4)" in found["reason"]
+    assert "the run that C2FMetaEmbed starts from has codebook (6, 8), this one expects (6, 4)" in found["reason"]
 
 
 # Artifacts that cannot be used -----------------------------------------------
