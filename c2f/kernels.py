@@ -4,11 +4,14 @@ With the row's width known when compiling, its sum stays in registers. Gowalla's
 columns, against torch.sparse.mm in the same run: 20-37 ms against 31-81 on two cores, 28-37 against 63-150 on one.
 """
 
+import os
 from functools import cache
 
-import numba
 import numpy as np
 import torch
+
+os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))  # idle threads of a larger pool would spin
+import numba  # noqa: E402
 
 WIDTHS = (64, 128)
 """Columns for which the compiled product is the faster one; at 32 it was not."""
@@ -26,7 +29,6 @@ def multiply(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, chunks: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
     """Return csr @ x for x (n, w) float32 in C order, w one of WIDTHS. A row is summed by one thread, in csr order."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     product = np.empty((len(indptr) - 1, x.shape[1]), dtype=np.float32)
     _product(x.shape[1])(indptr, indices, data, chunks, x, product)
     return product
