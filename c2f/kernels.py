@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))  # idle threads of a larger pool would spin
-import numba  # noqa: E402
+import numba
 
 WIDTHS = (64, 128)
 """Columns for which the compiled product is the faster one; at 32 it was not."""
