@@ -2,24 +2,29 @@
 
 from c2f.budget import Budget
 from c2f.codebook import (
+    HASH_PRIME,
     anchored_assignment,
     assignment_matrix,
     closest_codes,
     coarse_codes,
     feasible_codes,
     feasible_nonzeros,
+    hash_constants,
     id_array,
     pack_sparse,
     pseudo_inverse,
+    universal_hash,
     unpack_sparse,
 )
-from c2f.errors import BudgetError, ConfigError, MethodError
+from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph, expanded_adjacency, propagate
-from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TrainingGraph
+from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TrainingGraph, load_start
 from c2f.ops import SparseMatrix, activate, concatenate, soft_threshold
+from c2f.pruning import Survival, fingerprint, search, survivors
 from c2f.settings import check
 
 __all__ = [
+    "HASH_PRIME",
     "Budget",
     "BudgetError",
     "ConfigError",
@@ -29,6 +34,7 @@ __all__ = [
     "LinearForm",
     "MethodError",
     "SparseMatrix",
+    "Survival",
     "TrainingGraph",
     "activate",
     "anchored_assignment",
@@ -37,13 +43,20 @@ __all__ = [
     "closest_codes",
     "coarse_codes",
     "concatenate",
+    "did_you_mean",
     "expanded_adjacency",
     "feasible_codes",
     "feasible_nonzeros",
+    "fingerprint",
+    "hash_constants",
     "id_array",
+    "load_start",
     "pack_sparse",
     "propagate",
     "pseudo_inverse",
+    "search",
     "soft_threshold",
+    "survivors",
+    "universal_hash",
     "unpack_sparse",
 ]

@@ -10,6 +10,19 @@ import torch
 from c2f.errors import BudgetError
 from c2f.graph import smallest_uint
 
+HASH_PRIME = 2**31 - 1
+
+
+def hash_constants(count: int) -> np.ndarray:
+    """Draw the constants (a, b) of so many universal hashes from torch's default generator: (count, 2) int64."""
+    return torch.stack([torch.randint(1, HASH_PRIME, (count,)), torch.randint(0, HASH_PRIME, (count,))], dim=1).numpy()
+
+
+def universal_hash(num_ids: int, num_buckets: int, constants) -> np.ndarray:
+    """Return ((a e + b) mod p) mod num_buckets for the ids e = 0..num_ids-1, p = 2^31 - 1: (num_ids,) int64."""
+    a, b = map(int, constants)
+    return (a * np.arange(num_ids, dtype=np.int64) + b) % HASH_PRIME % num_buckets
+
 
 def assignment_matrix(codes, weights, num_codes: int) -> sp.csr_array:
     """Return the sparse (n, num_codes) matrix with `weights` (n, t) at columns `codes` (n, t); zero weights dropped."""
