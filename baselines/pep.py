@@ -1,0 +1,184 @@
+"""PEP: every number of the full table learns when to be dropped; what is left longest is trained again from the start.
+
+Liu et al., "Learnable Embedding Sizes for Recommender Systems" (PEP, plug-in embedding pruning), ICLR 2021,
+https://arxiv.org/abs/2101.07577.
+
+    V^ = sign(V) max(|V| - sigmoid(s), 0)     layer 0; s: one threshold per number, row, column, or for all
+    search: BPR on V^, L2 on V; s starts at S0, and Adam with COUPLED weight decay makes it drift up by about lr per
+            step, until few numbers are left
+    retrain: V = mask * V_initial, mask = the numbers that stayed alive longest; plain recipe, no thresholds
+
+The decay, not the loss, prunes: far below 0 a threshold has next to no loss gradient, and Adam makes a step of lr out
+of the decay's gradient however small it is. With AdamW, whose decay is no gradient, nothing is pruned (METHODS.md 5.4).
+
+Deviations, with reasons:
+* the backbone is LightGCN with BPR and its batch L2, not a CTR model with cross-entropy, and V starts as LightGCN's,
+  N(0, 0.1^2), not Xavier uniform (+-0.009 on Gowalla): the benchmark compares tables, not backbones;
+* only the thresholds decay in Adam, as in the LightGCN adaptation; in the paper V decays too. In its place V has the
+  batch's L2, on V itself and not on V^, and a strong one in the search (l2 0.15): decay takes s to 0 and no further,
+  where sigmoid(s) = 0.5, and |V| grows along with its threshold unless something holds it. With l2 1.0e-4 on V^, 66 %
+  of the numbers were still alive with the thresholds at -0.2 (made-up blocks) and -0.6 (lastfm) on average, dim 32. At
+  0.3 all of V shrank to 0 together on blocks, before the thresholds chose (not on lastfm);
+* the search ends at 10 % of the numbers; below that the largest margins at its end stay. Searching on to 0.2 % needs an
+  L2 (0.2) at which the choice among the last numbers was no better than chance on made-up blocks (one seed);
+* S0 = -10 instead of -15 to -150: the steps before pruning begins change only V;
+* one search serves all budgets, exactly: the paper keeps the support at the first step at or below a target (any size
+  below it), here of k numbers those stay that were alive last, by margin |v| - sigmoid(s) among equals;
+* no thresholds per field (users, items), no temperature, no clipping of the gradient's norm;
+* the retrain's best epoch is chosen on validation, not on test.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from c2f.api import (
+    EmbeddingMethod,
+    Embeddings,
+    Survival,
+    check,
+    feasible_nonzeros,
+    fingerprint,
+    pack_sparse,
+    propagate,
+    search,
+    soft_threshold,
+    survivors,
+    unpack_sparse,
+)
+
+
+class PEPSearch(EmbeddingMethod):
+    """Prunes the (N, dim) table until `kept_fraction` is left, and ranks all numbers by how long they stayed alive.
+
+    Stored: the initial table (float32), the ranks (uint32; 0 outlives all), and the table as the search ended, packed.
+    Raises BudgetError below 12 * dim * N bytes (dim * N numbers): before the search nothing is pruned.
+    """
+
+    counted = ("table",)
+    initial: torch.Tensor
+
+    @dataclass(frozen=True)
+    class Params(EmbeddingMethod.Params):
+        """dim: embedding size d; start_threshold: S0, before the sigmoid; threshold_decay: Adam's, coupled.
+
+        granularity: what has a threshold of its own: all numbers together (global), each column (dimension), each user
+        and item (feature), each number (feature_dim); kept_fraction: of the dim * N numbers, where the search ends.
+        """
+
+        dim: int = 128
+        granularity: Literal["global", "dimension", "feature", "feature_dim"] = "feature_dim"
+        start_threshold: float = -10.0
+        threshold_decay: float = 1e-3
+        kept_fraction: float = 0.1
+
+        def __post_init__(self):
+            super().__post_init__()
+            check(self.dim >= 1, "dim", self.dim, "at least 1")
+            check(self.start_threshold < 0, "start_threshold", self.start_threshold, "below 0, from where it drifts up")
+            check(self.threshold_decay > 0, "threshold_decay", self.threshold_decay, "above 0: it is what prunes")
+            check(0 < self.kept_fraction < 1, "kept_fraction", self.kept_fraction, "above 0 and below 1")
+
+    @classmethod
+    def from_budget(cls, budget, graph, params):
+        size = graph.num_nodes * params.dim
+        budget.require(numbers=size, nbytes=12 * size)
+        return cls(graph.num_nodes, params)
+
+    def __init__(self, num_nodes, params):
+        super().__init__(params)
+        self.vectors = torch.nn.Parameter(0.1 * torch.randn(num_nodes, params.dim))
+        self.register_buffer("initial", self.vectors.detach().clone())
+        shapes = {
+            "global": (1, 1),
+            "dimension": (1, params.dim),
+            "feature": (num_nodes, 1),
+            "feature_dim": (num_nodes, params.dim),
+        }
+        self.thresholds = torch.nn.Parameter(torch.full(shapes[params.granularity], params.start_threshold))
+        self.survival = Survival(self.vectors, self.thresholds)
+
+    def table(self):
+        return soft_threshold(self.vectors, torch.sigmoid(self.thresholds))  # (N, d)
+
+    def embed(self, graph):
+        return Embeddings(self.vectors, propagate(self.table(), graph.operator, self.params.num_layers))
+
+    def fit(self, trainer, start=None):
+        self.to(trainer.device)
+        others = [parameter for parameter in self.parameters() if parameter is not self.thresholds]
+        decayed = {"params": [self.thresholds], "weight_decay": self.params.threshold_decay}
+        adam = torch.optim.Adam([{"params": others}, decayed], lr=trainer.settings.lr)
+        search(self, trainer, adam, self.survival, self.vectors, self.thresholds, self.params.kept_fraction)
+        self.details |= sizes(self.table()) | {"initial_sha256": fingerprint(self.initial)}
+
+    def export(self):
+        pruned = pack_sparse("table", self.table().detach().cpu().numpy())
+        return {"initial": self.initial.cpu().numpy(), "ranks": self.survival.ranks(), **pruned}
+
+    @staticmethod
+    def decode(arrays, params):
+        return unpack_sparse("table", arrays, params.dim)  # (N, d)
+
+
+class PEP(EmbeddingMethod):
+    """The numbers of an (N, dim) float32 table that its search kept alive longest, as many as fit, trained anew.
+
+    Stored as the cheapest of a bitmask, row counts with column ids, and the dense table. Raises BudgetError below `dim`
+    numbers.
+    """
+
+    counted = ("table",)
+    mask: torch.Tensor
+
+    @dataclass(frozen=True)
+    class Params(EmbeddingMethod.Params):
+        """dim: as in the search; reinit: train the same numbers from fresh initial values, not from the search's."""
+
+        dim: int = 128
+        reinit: bool = False
+
+        def __post_init__(self):
+            super().__post_init__()
+            check(self.dim >= 1, "dim", self.dim, "at least 1")
+
+    @classmethod
+    def from_budget(cls, budget, graph, params):
+        budget.require_size()
+        kept = feasible_nonzeros(budget, graph.num_nodes, params.dim, at_least=params.dim)
+        return cls(graph.num_nodes, kept, params)
+
+    def __init__(self, num_nodes, kept, params):
+        super().__init__(params)
+        self.kept = kept
+        self.vectors = torch.nn.Parameter(0.1 * torch.randn(num_nodes, params.dim))
+        self.register_buffer("mask", torch.zeros(num_nodes, params.dim, dtype=torch.bool))
+
+    def fit(self, trainer, start=None):
+        mask, initial = survivors(start, self.vectors.shape, self.kept)
+        self.mask.copy_(mask)
+        if not self.params.reinit:
+            with torch.no_grad():
+                self.vectors.copy_(initial)
+        self.details |= sizes(self.mask) | {"initial_sha256": fingerprint(self.vectors)}
+        trainer.run(self, "retrain")
+
+    def table(self):
+        return self.vectors * self.mask  # (N, d); what is masked gets no gradient
+
+    def export(self):
+        return pack_sparse("table", self.table().detach().cpu().numpy())
+
+    @staticmethod
+    def decode(arrays, params):
+        return unpack_sparse("table", arrays, params.dim)  # (N, d)
+
+
+def sizes(table):
+    """Return what part of a table's numbers is not 0, and what part of its rows is all 0."""
+    kept = table != 0
+    return {
+        "kept_fraction": int(kept.sum()) / kept.numel(),
+        "empty_row_fraction": int((~kept.any(dim=1)).sum()) / len(kept),
+    }
