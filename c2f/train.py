@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from c2f.data import Interactions
 from c2f.errors import ConfigError, DivergedError
-from c2f.evaluate import means, score_users
+from c2f.evaluate import DotProducts, means, score_users
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, LinearForm, TrainingGraph
 from c2f.partition import partition
@@ -188,6 +188,34 @@ class Trainer:
             method.state_changed()
         return report
 
+    def train_batches(
+        self,
+        method: EmbeddingMethod,
+        stream: str,
+        num_batches: int,
+        optimizer: torch.optim.Optimizer,
+        each_step: Callable[[], object] | None = None,
+    ) -> None:
+        """Take so many optimiser steps outside any stage: no validation, no record, no checkpoint.
+
+        The method is on this trainer's device; stream: name of the random stream of the triples, an epoch of pairs at a
+        time; each_step: called after every step. Out of time it ends early, at an epoch's end, and `timed_out` is true.
+        Raises DivergedError when a loss is not finite.
+        """
+        step, report = _Step(method, self.graph, self.settings), StageReport(stream, self.settings.select_on)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+        def enough() -> bool:
+            if each_step is not None:
+                each_step()
+            return report.steps == num_batches
+
+        of_stages, self._optimizer = self._optimizer, optimizer
+        while not self._finished(report, 0, num_batches, None):
+            self._train_epoch(method, step, stream, report.epochs + 1, parameters, None, enough, report)
+            report.epochs += 1
+        self._optimizer = of_stages
+
     def _prepare_optimizer(self, parameters: list[torch.nn.Parameter], wanted: torch.optim.Optimizer | None) -> None:
         """Keep the optimiser and its moments from stage to stage while the trained parameters stay the same."""
         if wanted is not None:
@@ -263,12 +291,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, method: EmbeddingMethod, ks) -> dict[str, np.ndarray]:
         """Return `user`, `held_out`, `recall@k` and `ndcg@k` per user with a validation pair; training pairs masked."""
-        final = method.embed(self.graph).final
-        users, items = final[: self.graph.num_users], final[self.graph.num_users :]
-        if method.item_bias is not None:
-            users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
-            items = torch.cat([items, method.item_bias[:, None]], dim=1)
-        return score_users(users, items, self.graph.train, self.valid, ks)
+        scorer = DotProducts.of_nodes(method.embed(self.graph).final, self.graph.num_users, method.item_bias)
+        return score_users(scorer, self.graph.train, self.valid, ks)
 
     def _progress_bar(self, report: StageReport, max_epochs: int):
         return tqdm(

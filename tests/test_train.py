@@ -14,7 +14,7 @@ from baselines.lightgcn import LightGCN
 from c2f import train
 from c2f.budget import Budget
 from c2f.errors import ConfigError, DataError, DivergedError
-from c2f.evaluate import means, score_users
+from c2f.evaluate import DotProducts, means, score_users
 from c2f.method import build
 from c2f.train import Trainer, TrainingSettings, _Step, pick_device, triple_margins
 
@@ -116,7 +116,7 @@ def test_the_curve_holds_the_mean_loss_of_the_epoch_and_the_validation_metrics(b
     best = max(trainer.curve, key=lambda row: row["ndcg@20"])
     with torch.no_grad():
         final = method.embed(trainer.graph).final
-    scores = means(score_users(final[:40], final[40:], graph.train, valid, [5, 20]))
+    scores = means(score_users(DotProducts.of_nodes(final, 40), graph.train, valid, [5, 20]))
     for name in ("ndcg@5", "ndcg@20", "recall@20"):
         assert best[name] == pytest.approx(scores[name])
 
@@ -296,6 +296,40 @@ def test_another_choice_of_trained_parameters_gets_a_fresh_optimiser(blocks, at_
     assert groups[0] == ([method.extra], 0)
     assert torch.equal(method.vectors, weights)
     assert method.extra.item() < 0
+
+
+# Batches outside any stage ---------------------------------------------------
+
+
+def test_batches_outside_a_stage_train_as_the_epochs_of_a_stage_of_that_name_do(blocks):
+    trainer, method = make(blocks)
+    trainer.run(method, "name", keep="last")
+    alone, same = make(blocks)
+    steps = 4 * math.ceil(len(blocks[0].train) / 256)
+    alone.train_batches(same, "name", steps, torch.optim.Adam(same.parameters(), lr=0.05))
+    assert equal(copied(same), copied(method))
+
+
+def test_batches_outside_a_stage_stop_in_mid_epoch_and_leave_no_trace_in_the_record(blocks, at_step):
+    trainer, method = make(blocks, batch_size=64)
+    per_epoch = math.ceil(len(blocks[0].train) / 64)
+    optimizer, events = torch.optim.Adam(method.parameters(), lr=0.05), []
+    at_step.append(lambda used: events.append("step" if used is optimizer else "step of a stage"))
+    trainer.train_batches(method, "name", per_epoch + 2, optimizer, lambda: events.append("each step"))
+    assert events == ["step", "each step"] * (per_epoch + 2)
+    assert (trainer.reports, trainer.curve, trainer.timed_out) == ([], [], False)
+    trainer.run(method, "stage", max_epochs=1)
+    assert events[-per_epoch:] == ["step of a stage"] * per_epoch
+
+
+def test_batches_outside_a_stage_end_when_the_time_is_out(blocks, monkeypatch):
+    trainer, method = make(blocks, batch_size=64, max_seconds=25)
+    steps = []
+    monkeypatch.setattr(Trainer, "seconds", lambda _: 10.0 * len(steps))  # ten seconds a step
+    optimizer = torch.optim.Adam(method.parameters())
+    trainer.train_batches(method, "name", 1000, optimizer, lambda: steps.append(1))
+    assert len(steps) == math.ceil(len(blocks[0].train) / 64)  # the epoch under way is ended
+    assert trainer.timed_out
 
 
 # What goes wrong -------------------------------------------------------------
