@@ -78,7 +78,7 @@ class QuantisedTable(EmbeddingMethod):
     def __init__(self, num_nodes, codes_per_node, num_centroids, params):
         """codes_per_node: d', or M for pq; num_centroids: K, of use for pq alone."""
         super().__init__(params)
-        self.needs_graph = params.table == "layer0"  # type: ignore[misc]
+        self.needs_graph = params.table == "layer0"
         self.codes_per_node = codes_per_node
         self.vectors = torch.zeros(num_nodes, params.dim)  # the full run's; no buffer, so not stored
         width = (codes_per_node + 1) // 2 if params.scheme == "int4" else codes_per_node

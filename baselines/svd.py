@@ -69,7 +69,7 @@ class TruncatedSVD(EmbeddingMethod):
 
     def __init__(self, num_rows, rank, params):
         super().__init__(params)
-        self.needs_graph = params.users == "folded"  # type: ignore[misc]
+        self.needs_graph = params.users == "folded"
         self.register_buffer("vectors", torch.zeros(num_rows, rank, dtype=getattr(torch, params.dtype)))
 
     def fit(self, trainer, start=None):
