@@ -1,9 +1,54 @@
 """Full-ranking evaluation: Recall@k and NDCG@k per user (METHODS.md 1.7)."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from c2f.data import Interactions
+
+
+class Scorer(Protocol):
+    """What ranking needs of a trained method: the scores of all items for any users."""
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def cached_bytes(self) -> int:
+        """Return the bytes of a table that answers a query without the training graph."""
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        """Return scores (rows, I) for user ids (rows,), in a tensor that the caller may overwrite."""
+
+
+@dataclass(frozen=True)
+class DotProducts:
+    """Scores <users[u], items[i]> of users (U, d) and items (I, d), tensors on one device."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+    @classmethod
+    def of_nodes(cls, final: torch.Tensor, num_users: int, item_bias: torch.Tensor | None = None) -> "DotProducts":
+        """Return the scorer of final embeddings (N, d), users first; an item bias (I,) is one more coordinate."""
+        users, items = final[:num_users], final[num_users:]
+        if item_bias is not None:
+            users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
+            items = torch.cat([items, item_bias[:, None]], dim=1)
+        return cls(users, items)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def cached_bytes(self) -> int:
+        return self.users.nbytes + self.items.nbytes
+
+    def scores(self, users: np.ndarray) -> torch.Tensor:
+        return self.users[torch.from_numpy(users).to(self.users.device)] @ self.items.T
 
 
 def top_items(scores: torch.Tensor, k: int) -> torch.Tensor:
@@ -21,23 +66,23 @@ def top_items(scores: torch.Tensor, k: int) -> torch.Tensor:
     return items.gather(1, by_item.gather(1, by_score))
 
 
-def rank(users, items, masked: Interactions, chosen: np.ndarray, k: int, block_bytes: int = 2**26):
+def rank(scorer: Scorer, masked: Interactions, chosen: np.ndarray, k: int, block_bytes: int = 2**26):
     """Yield (user ids, top items (rows, k) ndarray) for the chosen users, in blocks of at most block_bytes of scores.
 
-    users (U, d), items (I, d): tensors on one device; masked: pairs that are never recommended.
+    masked: pairs that are never recommended.
     """
     pairs = masked.csr()
-    rows_at_once = max(1, block_bytes // (4 * len(items)))
+    rows_at_once = max(1, block_bytes // (4 * scorer.num_items))
     for first in range(0, len(chosen), rows_at_once):
         block = chosen[first : first + rows_at_once]
-        scores = users[torch.from_numpy(block).to(users.device)] @ items.T  # (rows, I)
+        scores = scorer.scores(block)  # (rows, I)
         seen = pairs[block].tocoo()
         row, col = (torch.from_numpy(index.astype(np.int64)).to(scores.device) for index in (seen.row, seen.col))
         scores[row, col] = -torch.inf
         yield block, top_items(scores, k).cpu().numpy()
 
 
-def score_users(users, items, masked: Interactions, held_out: Interactions, ks) -> dict[str, np.ndarray]:
+def score_users(scorer: Scorer, masked: Interactions, held_out: Interactions, ks) -> dict[str, np.ndarray]:
     """Return `user`, `held_out` and, per k, `recall@k` and `ndcg@k`, one entry per user with a held-out item.
 
     recall@k = hits in the top k / all held-out items; ndcg@k = DCG / ideal DCG, gain 1 / log2(rank + 1).
@@ -45,13 +90,13 @@ def score_users(users, items, masked: Interactions, held_out: Interactions, ks) 
     counts = np.bincount(held_out.user, minlength=held_out.num_users)
     chosen = np.flatnonzero(counts)
     ks = sorted(ks)
-    kmax = min(ks[-1], len(items))
+    kmax = min(ks[-1], scorer.num_items)
     relevant = held_out.user.astype(np.int64) * held_out.num_items + held_out.item  # sorted
     gains = 1 / np.log2(np.arange(2, ks[-1] + 2))
     ideal = np.concatenate([[0], np.cumsum(gains)])
     hits = np.zeros((len(chosen), kmax), dtype=bool)
     done = 0
-    for block, top in rank(users, items, masked, chosen, kmax):
+    for block, top in rank(scorer, masked, chosen, kmax):
         pairs = block[:, None].astype(np.int64) * held_out.num_items + top
         place = np.minimum(np.searchsorted(relevant, pairs), len(relevant) - 1)
         hits[done : done + len(block)] = relevant[place] == pairs

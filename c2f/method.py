@@ -3,13 +3,14 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from c2f.budget import Budget
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
+from c2f.evaluate import DotProducts, Scorer
 from c2f.graph import Graph, propagate
 from c2f.ops import SparseMatrix
 from c2f.seeds import seed_for
@@ -58,8 +59,9 @@ class EmbeddingMethod(torch.nn.Module):
     """One way to hold an embedding for every user and item in little memory.
 
     A method implements `from_budget`, `table` (or `embed`), `export` and `decode` (or `restore`), and `fit` where it
-    trains in more than one plain stage. Torch's default generator is seeded around `from_budget` and put back after it,
-    so plain torch initialisers are reproducible there; later randomness comes from `trainer.generator(name)`.
+    trains in more than one plain stage; one whose scores are no dot products gives a `scorer` and no vectors. Torch's
+    default generator is seeded around `from_budget` and put back after it, so plain torch initialisers are reproducible
+    there; later randomness comes from `trainer.generator(name)`.
     """
 
     @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class EmbeddingMethod(torch.nn.Module):
         def __post_init__(self):
             check(self.num_layers >= 0, "num_layers", self.num_layers, "at least 0")
 
-    counted: ClassVar[tuple[str, ...] | None] = None
+    counted: tuple[str, ...] | None = None
     """Names of the exported arrays that the method's paper counts (None: all but the item bias)."""
-    needs_graph: ClassVar[bool] = True
+    needs_graph: bool = True
     """Whether answering a query needs the training graph (or a cached table of final embeddings)."""
 
     def __init__(self, params):
@@ -126,6 +128,13 @@ class EmbeddingMethod(torch.nn.Module):
         """Return the embeddings from the exported arrays, in NumPy; must equal what `embed` gave."""
         ego = cls.decode(arrays, params)
         return Embeddings(ego, propagate(ego, graph.adjacency, params.num_layers))
+
+    @classmethod
+    def scorer(cls, arrays: dict, params, graph: Graph, device: torch.device) -> Scorer:
+        """Return what scores the items for a user, from arrays alone; by default dot products of `restore`'s rows."""
+        final = np.ascontiguousarray(cls.restore(arrays, params, graph).final, dtype=np.float32)
+        bias = torch.from_numpy(arrays["item_bias"]).to(device) if "item_bias" in arrays else None
+        return DotProducts.of_nodes(torch.from_numpy(final).to(device), graph.num_users, bias)
 
 
 def load_start(method: EmbeddingMethod, start: dict | None, names) -> None:
@@ -188,18 +197,3 @@ def export_arrays(method: EmbeddingMethod) -> dict[str, np.ndarray]:
     if method.item_bias is not None:
         arrays["item_bias"] = method.item_bias.detach().cpu().numpy()
     return arrays
-
-
-def restore_vectors(cls, arrays: dict, params, graph: Graph) -> tuple[np.ndarray, np.ndarray]:
-    """Return (users, items), (U, d') and (I, d') float32, whose dot products are the scores; from arrays alone."""
-    final = np.asarray(cls.restore(arrays, params, graph).final, dtype=np.float32)
-    users, items = final[: graph.num_users], final[graph.num_users :]
-    return with_bias(users, items, arrays.get("item_bias"))
-
-
-def with_bias(users: np.ndarray, items: np.ndarray, item_bias) -> tuple[np.ndarray, np.ndarray]:
-    """Append the item bias as one more coordinate (1 on the users' side); without one return the vectors unchanged."""
-    if item_bias is None:
-        return users, items
-    ones = np.ones((len(users), 1), dtype=np.float32)
-    return np.hstack([users, ones]), np.hstack([items, np.asarray(item_bias, dtype=np.float32)[:, None]])

@@ -19,7 +19,7 @@ from c2f.budget import Budget, Footprint
 from c2f.data import load_pairs, load_stats
 from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
 from c2f.graph import Graph
-from c2f.method import EmbeddingMethod, build, export_arrays, load_class, restore_vectors
+from c2f.method import EmbeddingMethod, build, export_arrays, load_class
 from c2f.ops import keep_freed_memory
 from c2f.record import Artifact, RunRecord, read_json, sha256_file, write_atomically, write_json
 from c2f.seeds import seed_for
@@ -29,6 +29,8 @@ from c2f.train import VALIDATION_METRICS, StageReport, Trainer, TrainingSettings
 CURVE_COLUMNS = ["stage", "epoch", "seconds", "loss", *VALIDATION_METRICS]
 SCORED = ("ok", "timeout")
 """The statuses whose artifact holds a trained model."""
+LIMITS = ("max_epochs", "max_seconds", "patience")
+"""Settings that only say when to stop: they may change before an interrupted run is taken up again."""
 ARTIFACT_INFO = ("status", "reason", "uses", "params", "dataset", "train_sha256")
 """What is read of an artifact's info."""
 
@@ -52,6 +54,11 @@ class ResolvedMethod:
 
 def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
     """Check a method's entry against its class and write it with all defaults. Raises ConfigError."""
+    write_json(output, dataclasses.asdict(resolved_method(name, entry, training)))
+
+
+def resolved_method(name: str, entry: dict, training: dict) -> ResolvedMethod:
+    """Return a method's entry with all defaults, checked against its class. Raises ConfigError."""
     allowed = ("uses", "params", "training", "starts_from", "budgets", "like")
     for key in entry:
         if key not in allowed:
@@ -65,7 +72,7 @@ def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
     from_mapping(TrainingSettings, changes, f"methods.{name}.training")
     settings = from_mapping(TrainingSettings, training | changes, f"methods.{name}.training")
     source = Path(sys.modules[cls.__module__].__file__ or "")
-    resolved = ResolvedMethod(
+    return ResolvedMethod(
         name=name,
         uses=entry["uses"],
         params=dataclasses.asdict(params),
@@ -73,7 +80,6 @@ def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
         starts_from=entry.get("starts_from"),
         source_sha256=sha256_file(source),
     )
-    write_json(output, dataclasses.asdict(resolved))
 
 
 def load_method(path: Path) -> ResolvedMethod:
@@ -114,9 +120,11 @@ def train(
     inputs = {"train": stats["sha256"]["train"], "valid": stats["sha256"]["valid"], "method": sha256_file(method_file)}
     if start is not None:
         inputs["start"] = sha256_file(start / "artifact.npz")
-    fingerprint = hashlib.sha256(
-        json.dumps([inputs, dataclasses.asdict(settings), budget.name, seed]).encode()
-    ).hexdigest()
+    decides = {key: value for key, value in dataclasses.asdict(settings).items() if key not in LIMITS}
+    given = {name: checksum for name, checksum in inputs.items() if name != "method"}
+    trained = [given, resolved.uses, resolved.params, resolved.source_sha256, decides, budget.name, seed]
+    fingerprint = hashlib.sha256(json.dumps(trained).encode()).hexdigest()
+    begun = load_artifact(start / "artifact.npz") if start is not None else None
     run_seed = seed_for(seed, stats["name"], resolved.name)
     checkpoint = output / "checkpoint.pt"
     with record.disk_errors(output):
@@ -126,7 +134,7 @@ def train(
     status, reason = "ok", None
     try:
         method = build(cls, budget, graph, params, run_seed)
-        started = _start_arrays(start)
+        started = _start_arrays(begun, start)
         trainer = Trainer(
             graph,
             valid,
@@ -215,12 +223,10 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     if artifact.info["status"] in SCORED:
         stats = load_stats(data / "stats.json")
         graph = Graph(load_pairs(data / "train.parquet", stats))
-        users, items = load_vectors(artifact, graph, stats, place=run / "artifact.npz")
+        scorer = load_scorer(artifact, graph, stats, pick_device("auto"), place=run / "artifact.npz")
         masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
         held_out = load_pairs(data / "test.parquet", stats)
-        device = pick_device("auto")
-        vectors = [torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (users, items)]
-        per_user = evaluate.score_users(vectors[0], vectors[1], evaluate.union(masked), held_out, ks)
+        per_user = evaluate.score_users(scorer, evaluate.union(masked), held_out, ks)
     frame = pd.DataFrame(
         {name: np.asarray(values, dtype=np.float32 if "@" in name else np.int32) for name, values in per_user.items()}
     )
@@ -240,11 +246,8 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def load_vectors(artifact: Artifact, graph: Graph, stats: dict, place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return (users, items), (U, d) and (I, d), of a trained artifact on its own dataset; `place` names it in errors.
-
-    Raises ArtifactError.
-    """
+def load_scorer(artifact: Artifact, graph: Graph, stats: dict, device: torch.device, place: Path) -> evaluate.Scorer:
+    """Return the scorer of a trained artifact on its own dataset; `place` names it in errors. Raises ArtifactError."""
     info = artifact.info
     if info["train_sha256"] != stats["sha256"]["train"]:
         raise ArtifactError(
@@ -253,29 +256,28 @@ def load_vectors(artifact: Artifact, graph: Graph, stats: dict, place: Path) -> 
         )
     cls = load_class(info["uses"])
     try:
-        return restore_vectors(cls, artifact.arrays, cls.Params(**info["params"]), graph)
+        return cls.scorer(artifact.arrays, cls.Params(**info["params"]), graph, device)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ArtifactError(f"{place} does not hold what {info['uses']} needs ({error}); train it again") from error
 
 
-def _start_arrays(start: Path | None) -> dict | None:
-    if start is None:
+def _start_arrays(artifact: Artifact | None, folder: Path | None) -> dict | None:
+    if artifact is None:
         return None
-    artifact = load_artifact(start / "artifact.npz")
     if artifact.info["status"] not in SCORED:
         raise MethodError(
-            f"it starts from {start}, which ended as {artifact.info['status']}: {artifact.info['reason']}"
+            f"it starts from {folder}, which ended as {artifact.info['status']}: {artifact.info['reason']}"
         )
     return artifact.arrays
 
 
 def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint:
-    users, items = restore_vectors(type(method), arrays, method.params, graph)
+    scorer = method.scorer(arrays, method.params, graph, torch.device("cpu"))
     return Footprint.measure(
         arrays,
         method.counted,
         graph_bytes=graph.stored_bytes,
-        table_bytes=users.nbytes + items.nbytes,
+        table_bytes=scorer.cached_bytes,
         needs_graph=method.needs_graph,
     )
 

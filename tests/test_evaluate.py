@@ -1,29 +1,29 @@
 """Recall and NDCG against sums written out by hand, a naive loop, and RecBole's evaluator."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import interactions
 
+from baselines.recbole_models import isolated
 from c2f import evaluate
-from c2f.evaluate import means, rank, score_users, top_items, union
+from c2f.evaluate import DotProducts, means, rank, score_users, top_items, union
 
 NOTHING = np.empty((0, 2), dtype=int)
 
 
-def users_scoring(scores):
-    """(users, items) whose dot products are exactly `scores` (U, I): every user is its own row of scores."""
+def scorer_of(scores):
+    """Vectors whose dot products are exactly `scores` (U, I): every user is its own row of scores."""
     scores = torch.as_tensor(scores, dtype=torch.float32)
-    return scores, torch.eye(scores.shape[1])
+    return DotProducts(scores, torch.eye(scores.shape[1]))
 
 
 def evaluated(scores, held_out, ks, masked=NOTHING):
-    users, items = users_scoring(scores)
-    shape = tuple(users.shape)
-    return score_users(users, items, interactions(masked, *shape), interactions(held_out, *shape), ks)
+    scorer = scorer_of(scores)
+    shape = tuple(scorer.users.shape)
+    return score_users(scorer, interactions(masked, *shape), interactions(held_out, *shape), ks)
 
 
 def test_ndcg_sums_one_over_log2_of_rank_plus_one_and_divides_by_the_best_possible_sum():
@@ -50,6 +50,14 @@ def test_a_masked_item_gives_its_place_to_the_next_one():
     result = evaluated(scores, [(0, 2)], [2], masked=[(0, 0), (0, 1)])
     assert result["recall@2"][0] == 1
     assert result["ndcg@2"][0] == 1  # rank 1 after masking
+
+
+def test_the_item_bias_is_one_more_coordinate_of_the_dot_product():
+    final = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.5, 0.5]])  # one user, two items
+    scorer = DotProducts.of_nodes(final, 1, item_bias=torch.tensor([0.25, -1.0]))
+    assert scorer.scores(np.array([0])).tolist() == [[1 * 3 + 2 * 0 + 0.25, 1 * 0.5 + 2 * 0.5 - 1]]
+    assert scorer.num_items == 2
+    assert scorer.cached_bytes == 3 * (2 + 1) * 4
 
 
 def test_users_without_a_held_out_item_have_no_row():
@@ -139,7 +147,7 @@ def test_metrics_equal_a_naive_loop_over_the_users(seed):
     scores, train, valid, test = random_case(seed)
     ks = [1, 5, 20, 50]
     masked = union([train, valid])
-    ours = score_users(*users_scoring(scores), masked, test, ks)
+    ours = score_users(scorer_of(scores), masked, test, ks)
     expected = naive(scores, masked, test, ks)
     assert 0 not in expected
     assert ours["user"].tolist() == list(expected)
@@ -149,11 +157,11 @@ def test_metrics_equal_a_naive_loop_over_the_users(seed):
 
 def test_the_size_of_the_blocks_of_users_changes_nothing():
     scores, train, *_ = random_case()
-    users, items = users_scoring(scores)
+    scorer = scorer_of(scores)
     chosen = np.arange(len(scores))
-    whole = [top for _, top in rank(users, items, train, chosen, 20)]
+    whole = [top for _, top in rank(scorer, train, chosen, 20)]
     assert len(whole) == 1
-    by_three = list(rank(users, items, train, chosen, 20, block_bytes=3 * 4 * len(items)))
+    by_three = list(rank(scorer, train, chosen, 20, block_bytes=3 * 4 * scorer.num_items))
     assert [len(block) for block, _ in by_three] == [3] * 23 + [1]
     np.testing.assert_array_equal(np.concatenate([top for _, top in by_three]), whole[0])
     np.testing.assert_array_equal(np.concatenate([block for block, _ in by_three]), chosen)
@@ -161,42 +169,37 @@ def test_the_size_of_the_blocks_of_users_changes_nothing():
 
 def test_a_memory_cap_below_one_row_still_ranks_one_user_at_a_time():
     scores, train, *_ = random_case()
-    blocks = list(rank(*users_scoring(scores), train, np.array([4, 9]), 5, block_bytes=1))
+    blocks = list(rank(scorer_of(scores), train, np.array([4, 9]), 5, block_bytes=1))
     assert [block.tolist() for block, _ in blocks] == [[4], [9]]
 
 
-def test_metrics_equal_those_of_recbole_on_random_rankings(monkeypatch):
-    # RecBole 1.2.1 spells two types as NumPy once did; recbole.quick_start (which imports ray) is not needed.
-    for old, new in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_, "float": float}.items():
-        monkeypatch.setattr(np, old, new, raising=False)
-    monkeypatch.setattr(sys, "argv", ["pytest"])
-    recbole = pytest.importorskip("recbole.evaluator", reason="needs recbole (requirements.txt)", exc_type=ImportError)
+def test_metrics_equal_those_of_recbole_on_random_rankings():
     scores, train, valid, test = random_case(7)
     ks = [5, 10, 20, 50]
     masked = union([train, valid])
-    ours = means(score_users(*users_scoring(scores), masked, test, ks))
+    ours = means(score_users(scorer_of(scores), masked, test, ks))
 
     users = np.unique(test.user)
-    (_, top), *others = rank(*users_scoring(scores), masked, users, max(ks))
+    (_, top), *others = rank(scorer_of(scores), masked, users, max(ks))
     assert not others
     relevant = test.csr().toarray()[users] > 0
     hits = np.take_along_axis(relevant, top, axis=1)
-    collected = recbole.DataStruct()
-    collected.set("rec.topk", torch.from_numpy(np.column_stack([hits, relevant.sum(axis=1)]).astype(int)))
-    config = {"topk": ks, "metric_decimal_place": 12}
-    theirs = {}
-    for metric in (recbole.Recall, recbole.NDCG):
-        theirs |= metric(config).calculate_metric(collected)
+    with isolated():  # the shims that RecBole needs
+        recbole = pytest.importorskip("recbole.evaluator", reason="needs recbole", exc_type=ImportError)
+        collected = recbole.DataStruct()
+        collected.set("rec.topk", torch.from_numpy(np.column_stack([hits, relevant.sum(axis=1)]).astype(int)))
+        config = {"topk": ks, "metric_decimal_place": 12}
+        theirs = {}
+        for metric in (recbole.Recall, recbole.NDCG):
+            theirs |= metric(config).calculate_metric(collected)
     assert theirs.keys() == ours.keys()
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, abs=2e-12), name
-    assert "ray" not in sys.modules
 
 
 def test_scores_are_not_changed_by_the_order_of_the_ks():
     scores, train, _, test = random_case()
-    users, items = users_scoring(scores)
-    one = evaluate.score_users(users, items, train, test, [20, 5])
-    other = evaluate.score_users(users, items, train, test, [5, 20])
+    one = evaluate.score_users(scorer_of(scores), train, test, [20, 5])
+    other = evaluate.score_users(scorer_of(scores), train, test, [5, 20])
     np.testing.assert_array_equal(one["ndcg@5"], other["ndcg@5"])
     np.testing.assert_array_equal(one["recall@20"], other["recall@20"])

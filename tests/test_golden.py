@@ -8,7 +8,7 @@ import torch
 from baselines.legcf import LEGCF
 from c2f.codebook import closest_codes
 from c2f.data import Interactions
-from c2f.evaluate import score_users
+from c2f.evaluate import DotProducts, score_users
 from c2f.graph import Graph, expanded_adjacency
 from c2f.metaembed import C2FMetaEmbed, closest_bridge, initial_bridge, initial_fine_codes
 from c2f.method import TrainingGraph
@@ -143,11 +143,9 @@ def test_scores_and_metrics(golden, state):
         linear = torch.from_numpy(golden[f"{state}_linear"].ravel())
         scores = users @ items.T + linear[: graph.num_users, None] + linear[graph.num_users :]
         close(scores + float(golden[f"{state}_linear_bias"].item()), golden[f"{state}_scores"])
-        ones = torch.ones(graph.num_users, 1)
-        users = torch.cat([users, ones], dim=1)
-        items = torch.cat([items, method.item_bias[:, None]], dim=1)
+        scorer = DotProducts.of_nodes(final, graph.num_users, method.item_bias)
     for part in ("valid", "test"):
-        ours = score_users(users, items, pairs(golden, "train"), pairs(golden, part), [5, 10, 20, 50])
+        ours = score_users(scorer, pairs(golden, "train"), pairs(golden, part), [5, 10, 20, 50])
         for metric in ("recall", "ndcg"):
             means = [ours[f"{metric}@{k}"].mean() for k in (5, 10, 20, 50)]
             close(means, golden[f"{state}_{part}_{metric}"])

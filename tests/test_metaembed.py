@@ -10,7 +10,7 @@ from c2f.budget import Budget
 from c2f.errors import ConfigError, MethodError
 from c2f.evaluate import means, score_users, union
 from c2f.metaembed import C2FMetaEmbed, _Layers, fine_forward, initial_fine_codes
-from c2f.method import build, export_arrays, load_class, load_start, restore_vectors
+from c2f.method import build, export_arrays, load_class, load_start
 from c2f.train import Trainer, TrainingSettings
 
 SETTINGS = TrainingSettings(lr=0.05, batch_size=512, max_epochs=10, evaluate_every=2, device="cpu")
@@ -92,12 +92,11 @@ def test_every_option_trains_restores_from_its_arrays_and_ranks_the_held_out_ite
     graph, valid, test = blocks
     params = dataclasses.replace(FINE, **change)
     method = fit(blocks, params)
-    users, items = restore_vectors(C2FMetaEmbed, export_arrays(method), params, graph)
+    scorer = C2FMetaEmbed.scorer(export_arrays(method), params, graph, torch.device("cpu"))
     with torch.no_grad():
         final = method.embed(None).final.numpy()
-    np.testing.assert_allclose(np.vstack([users, items])[:, : params.dim], final, atol=2e-5)
-    vectors = torch.from_numpy(users.copy()), torch.from_numpy(items.copy())
-    scores = means(score_users(*vectors, union([graph.train, valid]), test, [1]))
+    np.testing.assert_allclose(np.vstack([scorer.users, scorer.items])[:, : params.dim], final, atol=2e-5)
+    scores = means(score_users(scorer, union([graph.train, valid]), test, [1]))
     assert scores["recall@1"] > 0.5  # one unseen item of the user's parity is left, of 21 unseen ones
 
 

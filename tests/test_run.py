@@ -17,7 +17,7 @@ import torch
 from steps import LIGHTGCN, prepared, record, resolved, step, train_words, trained
 
 from c2f.data import load_pairs, load_stats
-from c2f.evaluate import means, score_users, union
+from c2f.evaluate import DotProducts, means, score_users, union
 from c2f.record import Artifact
 from c2f.train import Trainer
 
@@ -119,7 +119,7 @@ def test_metrics_are_those_of_the_artifact_with_train_and_valid_masked(run, data
     scale = np.power(np.maximum(adjacency.sum(axis=1), 1e-9), -0.5)
     adjacency = torch.from_numpy((scale[:, None] * adjacency * scale).astype(np.float32))
     final = (table + adjacency @ table + adjacency @ adjacency @ table) / 3
-    expected = means(score_users(final[:60], final[60:], union([train, valid]), test, [5, 20]))
+    expected = means(score_users(DotProducts.of_nodes(final, 60), union([train, valid]), test, [5, 20]))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["users"] == len(np.unique(test.user))
     assert metrics["means"] == {name: pytest.approx(value, abs=1e-3) for name, value in expected.items()}
@@ -420,6 +420,13 @@ def test_only_missing_epochs_are_trained_after_an_interruption(tmp_path, data, l
     count = epochs_run(monkeypatch)
     trained(data, lightgcn, tmp_path / "run")
     assert len(count) == 3
+
+
+def test_an_interrupted_run_is_taken_up_again_under_another_limit(tmp_path, data, lightgcn, monkeypatch):
+    stopped_in_epoch_two(data, lightgcn, tmp_path / "run", monkeypatch)
+    count = epochs_run(monkeypatch)
+    trained(data, resolved(tmp_path, "lightgcn", max_epochs=6), tmp_path / "run")
+    assert len(count) == 5
 
 
 @pytest.mark.parametrize("change", ["settings", "seed", "budget", "damage"])
