@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 from c2f.errors import C2FError, ConfigError
 
@@ -21,7 +22,20 @@ def json_argument(text: str) -> dict:
     return value
 
 
-def download(name: str, spec: str, output: Path) -> None:
+Names = list[str] | None
+Output = Annotated[Path, "file to write"]
+Stem = Annotated[Path, "path to write, without an ending: .csv and others are added"]
+Training = Annotated[str, "the settings under `training:`, as JSON or a .json file"]
+Spec = Annotated[str, "the dataset's entry in the configuration, as JSON or a .json file"]
+Tables = Annotated[list[Path], "runs tables, as `collect` writes them"]
+MadeBy = Annotated[str, "the command that made all this, to be stated in it"]
+
+
+def download(
+    name: Annotated[str, "the dataset's name"],
+    spec: Spec,
+    output: Annotated[Path, "folder for the raw files"],
+) -> None:
     """Get a dataset's published files, or make the made-up ones; verify their checksums.
 
     C2F_DATA_MIRROR (a folder or URL that holds <dataset>/<file>) is tried before the URLs of the spec.
@@ -31,21 +45,45 @@ def download(name: str, spec: str, output: Path) -> None:
     run(name, json_argument(spec), output)
 
 
-def prepare(name: str, spec: str, raw: Path, output: Path) -> None:
+def prepare(
+    name: Annotated[str, "the dataset's name"],
+    spec: Spec,
+    raw: Annotated[Path, "folder that `download` filled"],
+    output: Annotated[Path, "folder for the prepared files"],
+) -> None:
     """Read raw files and split them by the dataset's recipe: train, valid and test.parquet, stats.json."""
     from c2f.data import prepare as run
 
     run(name, json_argument(spec), raw, output)
 
 
-def resolve(name: str, entry: str, training: str, output: Path) -> None:
+def check(
+    entries: Annotated[str, "methods' names to their entries with all that they inherit, as JSON or a .json file"],
+    training: Training,
+) -> None:
+    """Check methods' entries as `resolve` does, and write nothing: mistakes are found before anything runs."""
+    from c2f.run import resolved_method
+
+    for name, entry in json_argument(entries).items():
+        resolved_method(name, entry, json_argument(training))
+
+
+def resolve(
+    name: Annotated[str, "the method's name"],
+    entry: Annotated[str, "its entry under `methods:` with all that it inherits, as JSON or a .json file"],
+    training: Training,
+    output: Output,
+) -> None:
     """Check a method's config entry and write it with every default filled in."""
     from c2f.run import resolve as run
 
     run(name, json_argument(entry), json_argument(training), output)
 
 
-def partition(data: Path, parts: int) -> None:
+def partition(
+    data: Annotated[Path, "folder of a prepared dataset"],
+    parts: Annotated[int, "how many parts: the number of codes that a method starts with"],
+) -> None:
     """Cut the training graph into balanced parts with METIS and keep the result beside the data.
 
     `train` does this on demand; run it where pymetis is installed to train where it is not.
@@ -60,21 +98,20 @@ def partition(data: Path, parts: int) -> None:
 
 
 def train(
-    train: Path,
-    valid: Path,
-    stats: Path,
-    method: Path,
-    budget: str,
-    seed: int,
-    output: Path,
-    start: Path | None = None,
-    training: str = "{}",
+    train: Annotated[Path, "the training pairs, train.parquet"],
+    valid: Annotated[Path, "the validation pairs, valid.parquet: they stop the training and select the weights"],
+    stats: Annotated[Path, "the dataset's stats.json"],
+    method: Annotated[Path, "the method as `resolve` wrote it"],
+    budget: Annotated[str, "full, numbers-N, or bytes-N with kB, MB or GB"],
+    seed: Annotated[int, "of everything random but the split"],
+    output: Annotated[Path, "the run's folder"],
+    start: Annotated[Path | None, "folder of the run that the method's `starts_from` names"] = None,
+    training: Annotated[str, "settings as JSON that take the place of the method's own on this dataset"] = "{}",
 ) -> None:
     """Train one run: artifact.npz, run.json, curve.csv. The test pairs are not among its inputs.
 
     What cannot be done within the budget is a status in run.json, not an error. Run it again to continue after an
-    interruption. --start: the folder of the run that the method's `starts_from` names.
-    --training: settings as JSON that take the place of the method's own, as a dataset's entry may want.
+    interruption.
     """
     from c2f.run import train as run
 
@@ -82,10 +119,15 @@ def train(
     print(f"{output}: {status}")
 
 
-def evaluate(run: Path, data: Path, output: Path, ks: str = "5,10,20,50") -> None:
+def evaluate(
+    run: Annotated[Path, "folder of a trained run"],
+    data: Annotated[Path, "folder of the dataset that it was trained on"],
+    output: Annotated[Path, "folder for per_user.parquet and metrics.json"],
+    ks: Annotated[str, "list lengths k of Recall@k and NDCG@k"] = "5,10,20,50",
+) -> None:
     """Rank all items for every user with a held-out test item: per_user.parquet, metrics.json.
 
-    The model is rebuilt from the artifact alone. --ks: the k of Recall@k and NDCG@k.
+    The model is rebuilt from the artifact alone.
     """
     from c2f.run import evaluate_run
 
@@ -99,39 +141,56 @@ def evaluate(run: Path, data: Path, output: Path, ks: str = "5,10,20,50") -> Non
     print(" ".join(f"{name}={value:.5f}" for name, value in means.items()) or "no trained model: nothing to evaluate")
 
 
-def collect(runs: list[Path], output: Path) -> None:
-    """Gather finished runs into one table with a row per run (parquet)."""
+def collect(
+    runs: Annotated[list[Path], "folders of evaluated runs, all on one dataset"],
+    data: Annotated[Path, "folder of that dataset"],
+    spec: Spec,
+    output: Output,
+    methods: Annotated[Names, "the methods that are compared (default: all); the others serve figures"] = None,
+) -> None:
+    """Gather a dataset's finished runs, and those that they start from, into one table with a row per run (parquet)."""
     from c2f.report import collect as run
 
-    run(runs, output)
+    run(runs, data, json_argument(spec), output, methods)
 
 
-def table(runs: list[Path], output: Path) -> None:
+def table(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
     """Write the main table from runs tables: OUTPUT.csv, .md and .tex."""
     from c2f.report import write_table
 
-    write_table(runs, output)
+    write_table(runs, output, made_by)
 
 
-def figure(name: str, spec: str, runs: list[Path], output: Path) -> None:
-    """Draw one figure from runs tables: OUTPUT.pdf, .png, and .csv with the plotted numbers."""
+def figure(
+    name: Annotated[str, "the figure's name"],
+    spec: Annotated[str, "its entry under `figures:` and what the grid adds to it, as JSON or a .json file"],
+    runs: Tables,
+    output: Stem,
+) -> None:
+    """Draw one figure from runs tables: OUTPUT.pdf, .png, .csv with the plotted numbers, and .txt with the caption."""
     from c2f.figures import write_figure
 
     write_figure(name, json_argument(spec), runs, output)
 
 
-def report(tables: list[Path], figures: list[Path], runs: list[Path], output: Path) -> None:
+def report(
+    tables: Annotated[list[Path], "main tables (csv), as `table` writes them"],
+    figures: Annotated[list[Path], "pictures (png), as `figure` writes them; their captions lie beside them"],
+    runs: Tables,
+    output: Output,
+    made_by: MadeBy = "",
+) -> None:
     """Write one self-contained HTML page with the tables, figures, holes and provenance."""
     from c2f.report import write_report
 
-    write_report(tables, figures, runs, output)
+    write_report(tables, figures, runs, output, made_by)
 
 
-STEPS: list[Callable] = [download, prepare, resolve, partition, train, evaluate, collect, table, figure, report]
+STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, evaluate, collect, table, figure, report]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser; a step's help is its docstring and its options are its arguments."""
+    """Return the parser; a step's help is its docstring, its options are its arguments with what is annotated there."""
     top = argparse.ArgumentParser(prog="python -m c2f", description=__doc__)
     steps = top.add_subparsers(dest="step", required=True, metavar="STEP")
     for function in STEPS:
@@ -144,15 +203,18 @@ def parser() -> argparse.ArgumentParser:
         )
         step.set_defaults(function=function)
         for argument in inspect.signature(function).parameters.values():
-            kind = argument.annotation
-            many = kind == list[Path]
+            kind, text = argument.annotation, ""
+            if get_origin(kind) is Annotated:
+                kind, text = get_args(kind)
+            metavar = {int: "N", str: "TEXT", Names: "TEXT"}.get(kind, "PATH")
+            given = {"required": True} if argument.default is argument.empty else {"default": argument.default}
             step.add_argument(
                 f"--{argument.name}",
-                required=argument.default is argument.empty,
-                default=None if argument.default is argument.empty else argument.default,
-                type={int: int, str: str}.get(kind, Path),
-                nargs="*" if many else None,
-                metavar={int: "N", str: "TEXT"}.get(kind, "PATH"),
+                type={"N": int, "TEXT": str}.get(metavar, Path),
+                nargs="*" if kind in (list[Path], Names) else None,
+                metavar=metavar,
+                help=text + (f" (default: {argument.default})" if given.get("default") else ""),
+                **given,
             )
     return top
 

@@ -45,5 +45,5 @@ class BudgetError(C2FError):
         unit = "numbers" if budget.kind == "numbers" else "bytes"
         super().__init__(
             f"budget {budget} is below the {self.needs:,} {unit} that this method needs here; "
-            f"raise `budgets` in the configuration to {unit}-{self.needs} or more"
+            f"raise `budgets` in the configuration to {unit}-{self.needs} or more (`grid.budgets`, or the method's own)"
         )

@@ -1,6 +1,6 @@
-"""Figures from one runs table: pdf and png to look at, and beside them a csv of exactly the numbers that are drawn."""
+"""Figures from one runs table: pdf and png to look at; beside them a csv of the numbers drawn, and the caption."""
 
-import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -13,22 +13,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
+from c2f.captions import FIGURES, data_in_words, metric_in_words, seeds_in_words
 from c2f.errors import ConfigError, did_you_mean
 from c2f.record import write_atomically
 from c2f.report import read_runs, size_in_words, summarise
 
 # Okabe and Ito's colours without yellow and black, then three of Tol's muted ones: told apart with any colour vision
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933", "#332288"]
-_MARKERS = "osD^vPh<>"  # no x: it marks a missing result
-_DASHES = ["solid", (0, (4, 1.5)), (0, (1, 1))]
+_MARKERS = "osD^vPhp<>*d"  # no x: it marks a missing result
+_DASHES = ["solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5))]  # with 12 markers 60 pairs
 _REFERENCE = (0, (6, 2))
+_FEW = 10  # methods that a legend alone keeps apart; more are also named at the ends of their lines
 _THEME = {**sns.axes_style("whitegrid"), **sns.plotting_context("paper"), "font.family": "DejaVu Sans"}
 _AXES = {"numbers": "budget: numbers, as the papers count", "bytes": "budget: bytes stored", "full": "no budget"}
 
 
 def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -> None:
-    """Draw figure `name` from the runs tables; write `<output>.pdf`, `<output>.png` and `<output>.csv`.
+    """Draw figure `name` from the runs tables; write `<output>.pdf`, `.png`, `.csv`, and `.txt` with its caption.
 
     spec: what c2f.grid tells of the figure; its key `draw` names one of this module's functions.
     """
@@ -44,14 +47,16 @@ def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -
             figure.savefig(temporary, format="png", dpi=160)
     with write_atomically(Path(f"{output}.csv")) as temporary:
         plotted.to_csv(temporary, index=False)
+    with write_atomically(Path(f"{output}.txt")) as temporary:
+        temporary.write_text(spec.get("caption", FIGURES[draw]) + "\n")
 
 
 def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
     """Return every metric against the budget as a figure, and the table of what it shows.
 
     Rows are dataset and metric, columns the kind of budget. A line is a method's mean over seeds, its bars one standard
-    deviation; a method without a budget is a dashed line with its size; a cell without a result is a cross at the
-    bottom; an open marker is a run that its time limit stopped.
+    deviation; a method without a budget is a dashed line with its size; a cell without a result is a cross in a strip
+    below its dataset; an open marker is a run that its time limit stopped.
     """
     runs = runs[runs.method.isin(spec["methods"])]
     shown = [name for name in spec["methods"] if (runs.method == name).any()]
@@ -59,29 +64,41 @@ def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
     if not shown:
         return _empty(spec["methods"]), plotted
     kinds = [kind for kind in ("numbers", "bytes") if (runs.budget_kind == kind).any()] or ["full"]
-    rows = list(itertools.product(runs.dataset.unique(), spec["metrics"]))
-    styles = {name: _style(name, spec["palette"]) for name in shown}
-    figure, axes = _panels(len(rows), len(kinds), width=4.4, height=2.4)
-    for (dataset, metric), panels in zip(rows, axes, strict=True):
-        cells = plotted[(plotted.dataset == dataset) & (plotted.metric == metric)]
-        full = cells[cells.budget_kind == "full"]
-        for kind, ax in zip(kinds, panels, strict=True):
-            sized = cells[cells.budget_kind == kind]
-            for name in shown:
-                _draw_line(ax, sized[sized.method == name], "budget_amount", styles[name] | {"label": name})
-            for row in full.dropna(subset="mean").itertuples():
-                ax.axhline(
-                    row.mean, **styles[row.method] | {"marker": "", "linestyle": _REFERENCE, "label": row.method}
-                )
-            _label_budgets(ax, kind, runs)
-            ax.set_title(dataset)
-        panels[0].set_ylabel(_metric_in_words(metric))
-        _mark_holes(panels, [cells[cells.budget_kind == kind] for kind in kinds], "budget_amount", "method", styles)
-        for kind, ax in zip(kinds, panels, strict=True):
-            _label_references(ax, kind, full.dropna(subset="mean"), styles)
-    for kind, ax in zip(kinds, axes[-1], strict=True):
+    styles = {name: method_styles(spec["families"])[name] for name in shown}
+    datasets = list(runs.dataset.unique())
+    holes = {dataset: _holes(plotted[plotted.dataset == dataset], "method", shown) for dataset in datasets}
+    crowded = len(shown) > _FEW
+    size = 1 + max(0, len(shown) - _FEW) / 24  # the more lines, the larger the panels
+    figure, blocks = _panels(
+        [(len(spec["metrics"]), len(holes[dataset])) for dataset in datasets], len(kinds), 4.7 * size, 2.4 * size
+    )
+    for dataset, (panels, strips) in zip(datasets, blocks, strict=True):
+        for metric, row in zip(spec["metrics"], panels, strict=True):
+            cells = plotted[(plotted.dataset == dataset) & (plotted.metric == metric)]
+            full = cells[cells.budget_kind == "full"].dropna(subset="mean")
+            for kind, ax in zip(kinds, row, strict=True):
+                sized = cells[cells.budget_kind == kind]
+                for name in shown:
+                    _draw_line(ax, sized[sized.method == name], "budget_amount", styles[name] | {"label": name})
+                for line in full.itertuples():
+                    style = styles[line.method] | {"marker": "", "linestyle": _REFERENCE, "label": line.method}
+                    ax.axhline(line.mean, **style)
+                _label_budgets(ax, kind, runs)
+                ax.set_title(_title(cells))
+            row[0].set_ylabel(metric_in_words(metric))
+            _share_scale(row)
+            for kind, ax in zip(kinds, row, strict=True):
+                ends = _references(full, kind)
+                if crowded:
+                    ends += _line_ends(cells[cells.budget_kind == kind])
+                _label_ends(ax, ends, styles, gap=0.06 / size)
+        for kind, strip in zip(kinds, strips, strict=False):
+            _label_budgets(strip, kind, runs)
+        found = plotted[plotted.dataset == dataset]
+        cells = [found[found.budget_kind.isin([kind, "full"])] for kind in kinds]
+        _draw_holes(panels[-1], strips, cells, "budget_amount", "method", holes[dataset], styles)
+    for kind, ax in zip(kinds, figure.axes[-len(kinds) :], strict=True):
         ax.set_xlabel(_AXES[kind])
-    figure.align_ylabels()
     unsized = set(runs.method[runs.budget_kind == "full"]) - set(runs.method[runs.budget_kind != "full"])
     dashed = {name: {"marker": "", "linestyle": _REFERENCE} if name in unsized else {} for name in shown}
     _finish(figure, {name: styles[name] | dashed[name] for name in shown}, runs, plotted, spec["methods"])
@@ -103,39 +120,63 @@ def ablation(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
     plotted = pd.DataFrame(points).merge(summarise(runs, spec["metrics"]), on="method")
     if runs.empty:
         return _empty(wanted), plotted
+    styles = {label: method_styles(spec["families"])[spec["lines"][side]] for side, label in sides.items()}
     datasets = list(runs.dataset.unique())
-    styles = {label: _style(spec["lines"][side], spec["palette"]) for side, label in sides.items()}
-    figure, axes = _panels(len(datasets), len(spec["metrics"]), width=2.7, height=2.5)
-    for dataset, panels in zip(datasets, axes, strict=True):
-        for metric, ax in zip(spec["metrics"], panels, strict=True):
-            cells = plotted[(plotted.dataset == dataset) & (plotted.metric == metric)]
+    holes = {dataset: _holes(plotted[plotted.dataset == dataset], "line", styles) for dataset in datasets}
+    figure, blocks = _panels([(1, len(holes[dataset])) for dataset in datasets], len(spec["metrics"]), 2.7, 2.5)
+    for dataset, (panels, strips) in zip(datasets, blocks, strict=True):
+        cells = plotted[plotted.dataset == dataset]
+        for metric, ax in zip(spec["metrics"], panels[0], strict=True):
             for label, style in styles.items():
-                _draw_line(ax, cells[cells.line == label], "x", style | {"label": label})
+                drawn = cells[(cells.line == label) & (cells.metric == metric)]
+                _draw_line(ax, drawn, "x", style | {"label": label})
             ax.set_xticks(sorted({point["x"] for point in points}))
             ax.set_xmargin(0.1)
-            ax.set_title(f"{dataset}: {_metric_in_words(metric)}")
-            _mark_holes([ax], [cells], "x", "line", styles)
-    for ax in axes[-1]:
+            ax.set_title(f"{_title(cells)}: {metric_in_words(metric)}")
+            _share_scale([ax])
+        _draw_holes(panels[0], strips, [cells] * len(spec["metrics"]), "x", "line", holes[dataset], styles)
+    for ax in figure.axes[-len(spec["metrics"]) :]:
         ax.set_xlabel(spec.get("x", "x"))
     _finish(figure, styles, runs, plotted, wanted)
     return figure, plotted
 
 
-def _style(name: str, palette: Sequence[str]) -> dict:
-    """Return the colour, marker and dashes of a method: by its place in the palette, so alike in every figure."""
-    place = palette.index(name) if name in palette else len(palette)
-    lap = place // len(_COLOURS)
-    return {
-        "color": _COLOURS[place % len(_COLOURS)],
-        "marker": _MARKERS[(place + lap) % len(_MARKERS)],
-        "linestyle": _DASHES[lap % len(_DASHES)],
-    }
+def method_styles(families: Sequence[Sequence[str]]) -> dict[str, dict]:
+    """Return colour, marker and dashes of every method: alike in every figure of every configuration.
+
+    A family (an entry and all that are like it) has one colour, and no two methods have all three in common.
+    """
+    first = [(place % len(_COLOURS), family[0]) for place, family in enumerate(families)]
+    others = [(place % len(_COLOURS), name) for place, family in enumerate(families) for name in family[1:]]
+    count: Counter[int] = Counter()
+    styles = {}
+    for colour, name in first + others:
+        styles[name] = {
+            "color": _COLOURS[colour],
+            "marker": _MARKERS[(colour + count[colour]) % len(_MARKERS)],
+            "linestyle": _DASHES[count[colour] % len(_DASHES)],
+        }
+        count[colour] += 1
+    return styles
 
 
-def _panels(num_rows: int, num_columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its (num_rows, num_columns) axes; width and height of one of them in inches."""
-    figure = Figure(figsize=(width * num_columns, height * num_rows + 1.0))
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+def _panels(
+    blocks: Sequence[tuple[int, int]], num_columns: int, width: float, height: float
+) -> tuple[Figure, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return a figure and, per block of (rows, lines), the axes of its rows and those of a strip of so many lines.
+
+    width, height: of one panel, in inches. A strip of no lines has no axes.
+    """
+    heights = [inches for rows, lines in blocks for inches in [height] * rows + ([0.15 * lines + 0.1] if lines else [])]
+    figure = Figure(figsize=(width * num_columns, sum(heights) + 1.0))
+    ratios = {"height_ratios": heights}
+    axes = figure.subplots(len(heights), num_columns, squeeze=False, sharex="col", gridspec_kw=ratios)
+    found, top = [], 0
+    for rows, lines in blocks:
+        strip = axes[top + rows] if lines else np.array([])
+        found.append((axes[top : top + rows], strip))
+        top += rows + bool(lines)
+    return figure, found
 
 
 def _draw_line(ax: Axes, cells: pd.DataFrame, x: str, style: Mapping) -> None:
@@ -156,29 +197,49 @@ def _cross(colour: str) -> dict:
     return {"marker": "x", "linestyle": "none", "markersize": 5, "markeredgewidth": 1.6, "color": colour, "zorder": 4}
 
 
-def _mark_holes(
-    panels: Sequence[Axes], cells: Sequence[pd.DataFrame], x: str, by: str, styles: Mapping[str, Mapping]
-) -> None:
-    """Put the panels on one y scale and a cross at the bottom for every cell with a run that has no result."""
-    room = 0.08  # of the panel's height for each cross
-    holes = [part[part.results < part.runs].drop_duplicates([x, by]) for part in cells]
-    stack = max([int(part[x].value_counts().max()) for part in holes if len(part)], default=0)
-    low, high = _common_limits(panels)
-    reserved = room * (stack + 0.4) if stack else 0.0
-    low -= (high - low) * reserved / (1 - reserved)
-    for ax, part in zip(panels, holes, strict=True):
+def _title(cells: pd.DataFrame) -> str:
+    return cells.dataset.iloc[0] + " (made up)" * bool(cells.made_up.iloc[0])
+
+
+def _share_scale(panels: Sequence[Axes]) -> None:
+    """Put panels on one y scale; no metric is below 0."""
+    limits = [ax.get_ylim() for ax in panels if ax.lines] or [(0.0, 1.0)]
+    low, high = max(0.0, min(low for low, _ in limits)), max(high for _, high in limits)
+    for ax in panels:
         ax.set_ylim(low, high)
         ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.set_yticks([tick for tick in ax.get_yticks() if max(low, 0) <= tick <= high])
-        for value in part[x].unique():
-            for height, name in enumerate(name for name in styles if name in set(part[by][part[x] == value])):
-                y = room * (height + 0.7)
-                ax.plot(value, y, transform=ax.get_xaxis_transform(), **_cross(styles[name]["color"]))
 
 
-def _common_limits(panels: Sequence[Axes]) -> tuple[float, float]:
-    limits = [ax.get_ylim() for ax in panels if ax.lines]
-    return (min(low for low, _ in limits), max(high for _, high in limits)) if limits else (0.0, 1.0)
+def _holes(cells: pd.DataFrame, by: str, order: Iterable[str]) -> list[str]:
+    """Return the lines on which a run has no result, in the given order."""
+    return [name for name in order if name in set(cells[by][cells.results < cells.runs])]
+
+
+def _draw_holes(
+    panels: Iterable[Axes],
+    strips: np.ndarray,
+    cells: Iterable[pd.DataFrame],
+    x: str,
+    by: str,
+    lines: Sequence[str],
+    styles: Mapping[str, Mapping],
+) -> None:
+    """Fill the strips below a row of panels: a line for each of `lines`, a cross where a run of it has no result."""
+    for ax in panels:
+        ax.tick_params(labelbottom=not lines)  # the strip has the same axis
+    if not lines:
+        return
+    for ax, part in zip(strips, cells, strict=True):
+        missing = part[part.results < part.runs].drop_duplicates([x, by])
+        for place, name in enumerate(lines):
+            for value in missing[x][missing[by] == name]:
+                at = (value, ax.transData) if np.isfinite(value) else (0.98, ax.get_yaxis_transform())  # no budget
+                ax.plot(at[0], place, transform=at[1], **_cross(styles[name]["color"]))
+        ax.set_ylim(len(lines) - 0.5, -0.5)
+        ax.set_yticks(range(len(lines)), lines if ax is strips[0] else [""] * len(lines), fontsize="x-small")
+        ax.set_facecolor("0.95")
+        ax.tick_params(labelbottom=True)
+    strips[0].set_ylabel("no result", rotation=0, ha="right", va="center", fontsize="small")
 
 
 def _label_budgets(ax: Axes, kind: str, runs: pd.DataFrame) -> None:
@@ -196,16 +257,49 @@ def _label_budgets(ax: Axes, kind: str, runs: pd.DataFrame) -> None:
         ax.tick_params(axis="x", rotation=40)
 
 
-def _label_references(ax: Axes, kind: str, full: pd.DataFrame, styles: Mapping[str, Mapping]) -> None:
-    """Write name and size of the methods without a budget right of the panel, each at its line's height."""
+def _references(full: pd.DataFrame, kind: str) -> list[dict]:
+    """Return what names the lines of the methods without a budget: name and size, right of the panel."""
+    column, unit = ("stored_bytes", "bytes") if kind == "bytes" else ("numbers", "numbers")
+    return [
+        {"method": row["method"], "text": f"{row['method']} {size_in_words(row[column], unit)}", "xy": (1, row["mean"])}
+        for row in full.to_dict("records")
+    ]
+
+
+def _line_ends(sized: pd.DataFrame) -> list[dict]:
+    """Return what names the lines of the methods with budgets: the name, at the last point."""
+    last = sized.dropna(subset="mean").sort_values("budget_amount").groupby("method").tail(1)
+    return [
+        {"method": row["method"], "text": row["method"], "xy": (row["budget_amount"], row["mean"]), "xycoords": "data"}
+        for row in last.to_dict("records")
+    ]
+
+
+def _label_ends(ax: Axes, ends: list[dict], styles: Mapping[str, Mapping], gap: float) -> None:
+    """Write the names of lines right of the panel, as near to their height as the others allow, a thin line to each.
+
+    gap: between two names, as a part of the panel's height.
+    """
     low, high = ax.get_ylim()
-    unit = "bytes" if kind == "bytes" else "numbers"
-    place = -1.0
-    for row in full.sort_values("mean").to_dict("records"):
-        place = max((row["mean"] - low) / (high - low), place + 0.19)
-        text = f"{row['method']}\n{size_in_words(row['stored_bytes' if unit == 'bytes' else 'numbers'], unit)}"
-        colour = styles[row["method"]]["color"]
-        ax.text(1.02, place, text, transform=ax.transAxes, color=colour, va="center", fontsize="small")
+    ends = sorted(ends, key=lambda end: end["xy"][1])
+    stack = gap * np.arange(len(ends))  # as close as names may stand: what remains of the heights must not decrease
+    heights = np.array([(end["xy"][1] - low) / (high - low) for end in ends])
+    if len(ends):
+        heights = stack + np.clip(isotonic_regression(heights - stack).x, 0, max(0, 1 - stack[-1]))
+    for end, height in zip(ends, heights, strict=True):
+        colour = styles[end["method"]]["color"]
+        ax.annotate(
+            end["text"],
+            end["xy"],
+            (1.04, height),
+            xycoords=end.get("xycoords", ax.get_yaxis_transform()),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize="small",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkB": 3, "relpos": (0, 0.5)},
+        )
 
 
 def _finish(
@@ -217,17 +311,15 @@ def _finish(
         lines["no result (reason in the csv)"] = Line2D([], [], **_cross("0.3"))
     if plotted.status.str.contains("timeout").any():
         lines["stopped by the time limit"] = Line2D([], [], **_open("o", "0.3"))
-    columns = min(len(lines), max(2, int(figure.get_figwidth() / 1.75)))
-    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False)
+    if len(styles) > _FEW:
+        figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, handlelength=3.5)
+    else:
+        columns = min(len(lines), max(2, int(figure.get_figwidth() / 1.75)))
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
-    data = runs[["dataset", "protocol"]].drop_duplicates().to_dict("records")
-    notes = [
-        "data: " + ", ".join(f"{row['dataset']} (protocol {row['protocol']})" for row in data),
-        "seeds: " + ", ".join(map(str, sorted(runs.seed.unique()))),
-        "commit: " + ", ".join(sorted(runs.commit.unique())),
-    ]
-    if runs.seed.nunique() > 1:
-        notes.append("mean over seeds, bars: one standard deviation")
+    data = runs[["dataset", "protocol", "made_up"]].drop_duplicates().itertuples(index=False, name=None)
+    commits = ", ".join(sorted(runs.commit.unique()))
+    notes = [data_in_words(data), seeds_in_words(runs.seed.unique()), f"commit: {commits}"]
     if missing := sorted(set(wanted) - set(runs.method)):
         notes.append("not run: " + ", ".join(missing))
     text = fill(" · ".join(notes), width=int(figure.get_figwidth() * 19))
@@ -242,8 +334,3 @@ def _empty(wanted: Iterable[str]) -> Figure:
     text = fill(f"Nothing to draw: no runs of {', '.join(dict.fromkeys(wanted))}.", width=90)
     figure.text(0.5, 0.5, text, ha="center", va="center", color="0.3")
     return figure
-
-
-def _metric_in_words(metric: str) -> str:
-    name, _, k = metric.partition("@")
-    return f"{ {'recall': 'Recall', 'ndcg': 'NDCG'}.get(name, name) }@{k}"

@@ -1,8 +1,10 @@
 """Which runs a configuration asks for: names checked, `like:` entries merged, the runs that figures need added."""
 
-import ast
+import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +15,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from c2f.budget import Budget
+from c2f.captions import FIGURES, figure_caption
 from c2f.errors import ConfigError, did_you_mean
 
 WAY_OUT = "config/README.md describes every key"
@@ -58,9 +61,12 @@ class Entry:
 
 
 class Grid:
-    """The checked configuration. Raises ConfigError for what would only fail later, after hours of training."""
+    """The checked configuration. Raises ConfigError for what would only fail later, after hours of training.
 
-    def __init__(self, config: dict, schema: Path):
+    order: names of methods, which colours follow; Snakemake puts what --configfile names before the rest.
+    """
+
+    def __init__(self, config: dict, schema: Path, order: Iterable[str] = ()):
         _check_schema(config, schema)
         self.config = config
         self.ks: list[int] = config["evaluation"]["ks"]
@@ -75,7 +81,8 @@ class Grid:
         _check_names(self.figures, config["figures"], "figure", "grid.figures")
         for dataset in self.datasets:
             _check_source(dataset, config["datasets"][dataset])
-        self.entries = {name: _entry(config["methods"], name) for name in config["methods"]}
+        ordered = [name for name in order if name in config["methods"]]
+        self.entries = {name: _entry(config["methods"], name) for name in dict.fromkeys([*ordered, *config["methods"]])}
         for name in self.figures:
             self._check_figure(name)
         for run in self.trained:
@@ -157,23 +164,61 @@ class Grid:
             )
         return path
 
-    def figure_spec(self, name: str) -> str:
-        """Return what the figure step is told, as JSON: the figure's own keys, and in which order methods take colours.
+    def check_entries(self, checked: Path) -> None:
+        """Let every method that is trained check its own entry, before anything runs. Raises ConfigError.
 
-        `lines` (for figures with points) names the method whose colour the lines before and after take: the nearest
-        ancestor of the points' methods that stands in the grid itself.
+        A mistake that only a job finds is dear: Snakemake drops the job's output, and once the mistake is mended all
+        that depends on it is made again. Methods import torch, which takes seconds: the check has a process of its own,
+        and an empty file in the folder `checked`, named after the content, says that it went well. Where torch is
+        not installed (the jobs then have environments of their own) the resolve job is what checks.
+        """
+        if importlib.util.find_spec("torch") is None:
+            return
+        names = dict.fromkeys(run.method for run in self.trained)
+        entries = json.dumps({name: json.loads(self.entries[name].to_json()) for name in names})
+        code = [*sorted(map(str, Path(__file__).parent.glob("*.py"))), *(self.source(name) for name in names)]
+        content = hashlib.sha256(entries.encode() + self.training.encode())
+        for file in code:
+            content.update(Path(file).read_bytes())
+        if (checked / content.hexdigest()).exists():
+            return
+        words = ["check", "--entries", entries, "--training", self.training]
+        done = subprocess.run([sys.executable, "-m", "c2f", *words], capture_output=True, text=True)
+        if done.returncode:
+            message = done.stderr.strip()
+            known = message.startswith("ERROR: ")
+            raise ConfigError(message.removeprefix("ERROR: ") if known else f"a method cannot be loaded\n{message}")
+        checked.mkdir(parents=True, exist_ok=True)
+        (checked / content.hexdigest()).touch()
+
+    @cached_property
+    def families(self) -> list[list[str]]:
+        """Every entry without `like` with all that are like it, in the order of `methods:`: figures colour by it."""
+        families: dict[str, list[str]] = {entry.lineage[-1]: [entry.lineage[-1]] for entry in self.entries.values()}
+        for name, entry in self.entries.items():
+            if name not in families:
+                families[entry.lineage[-1]].append(name)
+        return list(families.values())
+
+    def figure_spec(self, name: str) -> str:
+        """Return what the figure step is told, as JSON: the figure's own keys, its caption, and what colours follow.
+
+        `lines` (for figures with points) names the method whose colour the lines before and after take: the entry that
+        the points' methods are like.
         """
         spec = self.config["figures"][name]
-        told = {**spec, "draw": spec.get("draw", name), "palette": self.methods}
+        told = {**spec, "draw": spec.get("draw", name), "families": self.families, "caption": self.caption(name)}
         if "points" in spec:
-            told["lines"] = {side: self._ancestor(spec["points"][-1][side]) for side in ("before", "after")}
+            told["lines"] = {side: self.entries[spec["points"][-1][side]].lineage[-1] for side in ("before", "after")}
         else:
             told["methods"] = self._drawn(name)
         return json.dumps(told, sort_keys=True)
 
-    def _ancestor(self, method: str) -> str:
-        lineage = self.entries[method].lineage
-        return next((name for name in lineage if name in self.methods), lineage[-1])
+    def caption(self, name: str) -> str:
+        """Return a figure's caption."""
+        spec, datasets = self.config["figures"][name], self.config["datasets"]
+        data = [(dataset, datasets[dataset]["recipe"], "generate" in datasets[dataset]) for dataset in self.datasets]
+        return figure_caption(spec.get("draw", name), data, spec.get("seeds", self.seeds))
 
     def _drawn(self, name: str) -> list[str]:
         spec = self.config["figures"][name]
@@ -192,7 +237,7 @@ class Grid:
 
     def _check_figure(self, name: str) -> None:
         spec, place = self.config["figures"][name], f"figures.{name}"
-        _check_names([spec.get("draw", name)], _drawings(), "drawing (a function in c2f/figures.py)", f"{place}.draw")
+        _check_names([spec.get("draw", name)], FIGURES, "drawing (a function in c2f/figures.py)", f"{place}.draw")
         _check_names(self._drawn(name), self.entries, "method", place)
         known = [f"{kind}@{k}" for kind in ("recall", "ndcg") for k in self.ks]
         _check_names(spec["metrics"], known, "metric", f"{place}.metrics")
@@ -202,6 +247,31 @@ class Grid:
                     f"{place}.points has {method!r}, which is run at several budgets; "
                     f"give methods.{method} one of its own, such as `budgets: [full]`"
                 )
+
+
+def read_config(path: Path) -> dict:
+    """Return one configuration file. Raises ConfigError if a mapping has a key twice: YAML silently keeps the last."""
+    try:
+        root = yaml.compose(Path(path).read_text(), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    nodes = [(root, "the configuration")]
+    for node, place in nodes:  # grows
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [(item, place) for item in node.value]
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ConfigError(
+                    f"{path}, line {line}: the key {key.value!r} stands in {place} already, "
+                    f"in line {lines[key.value]}; keep one of them"
+                )
+            lines[key.value] = line
+            nodes.append((value, key.value if node is root else f"{place}.{key.value}"))
+    return yaml.safe_load(Path(path).read_text()) or {}
 
 
 def module_file(module: str) -> str | None:
@@ -294,10 +364,3 @@ def _check_budgets(budgets: list[str], place: str) -> list[str]:
 def _check_source(name: str, spec: dict) -> None:
     if ("files" in spec) == ("generate" in spec):
         raise ConfigError(f"datasets.{name} needs either `files` (published) or `generate` (made up); {WAY_OUT}")
-
-
-def _drawings() -> list[str]:
-    """Return the public functions of c2f/figures.py, without importing matplotlib for every job."""
-    tree = ast.parse(Path(__file__).with_name("figures.py").read_text())
-    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [name for name in names if not name.startswith("_") and name != "write_figure"]

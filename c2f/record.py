@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -37,17 +38,32 @@ def disk_errors(path: Path):
 def write_atomically(path: Path):
     """Yield a temporary path in the same folder, moved to `path` if the block succeeds and removed if it does not.
 
-    Raises DataError where the folder cannot be written or the disk is full.
+    What a killed process left of the same file is removed. Raises DataError where the folder cannot be written or the
+    disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stem = f".{path.name}.{platform.node()}."  # other machines may be writing the same file: their processes are theirs
+    temporary = path.with_name(f"{stem}{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(stem)}[0-9]*.tmp"):
+            if not _runs(int(left.name.removeprefix(stem).removesuffix(".tmp"))):
+                left.unlink(missing_ok=True)
         try:
             yield temporary
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 is not sent, only checked
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -1,39 +1,77 @@
 """The runs table, the main table and the report: what was run, what came out, what is missing, and from where."""
 
 import base64
+import functools
 import html
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 
 import pandas as pd
 
 from c2f.budget import Budget
+from c2f.captions import COLUMNS, data_in_words, metric_in_words
 from c2f.errors import DataError
 from c2f.record import read_json, write_atomically
 
 TABLE_METRICS = ["recall@20", "ndcg@20"]
 _KEY = ["dataset", "budget", "method"]
 _SIZES = ["numbers", "stored_bytes", "serving_bytes"]
-_DATA = ["train", "valid", "test"]
+_UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 # The runs table -------------------------------------------------------------------------------------------------------
 
 
-def collect(run_dirs: Sequence[Path], output: Path) -> None:
-    """Write one row per run folder: what its run.json and metrics.json say. Raises DataError for a missing record."""
+def collect(
+    run_dirs: Sequence[Path], data: Path, spec: dict, output: Path, methods: Sequence[str] | None = None
+) -> None:
+    """Write one row per run folder, as run.json and metrics.json say, and one per run that these start from.
+
+    data, spec: the dataset's folder and entry. A row's `role` is `compared` for the runs of `methods` (None: all),
+    `figure` for other run folders, `start` for what is only started from. Raises DataError for a missing record.
+    """
     if not run_dirs:
         raise DataError(f"no runs to collect into {output}; name at least one run folder")
-    table = pd.DataFrame([_row(Path(folder)) for folder in run_dirs])
+    stats = read_json(Path(data) / "stats.json")
+    shared = {"made_up": "generate" in spec, "data_sha256": json.dumps(stats["sha256"])}
+    read = functools.cache(lambda folder: _read_record(folder, stats))
+    asked = [Path(folder) for folder in run_dirs]
+    started = dict.fromkeys(start for folder in asked for start in _starts(folder, read))
+    rows = []
+    for folder in [*asked, *(start for start in started if start not in asked)]:
+        record = read(folder)
+        compared = methods is None or record["method"] in methods
+        role = ("compared" if compared else "figure") if folder in asked else "start"
+        metrics = {"users": 0, "means": {}} if role == "start" else read_json(folder / "metrics.json")
+        before = sum(float(read(start)["seconds"]) for start in _starts(folder, read))
+        rows.append(_row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared)
+    table = pd.DataFrame(rows)
     table = table.astype({"reason": "string", "starts_from": "string"})  # text also where every run has none
     with write_atomically(Path(output)) as temporary:
         table.to_parquet(temporary, index=False)
 
 
-def _row(folder: Path) -> dict:
-    record, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+def _read_record(folder: Path, stats: dict) -> dict:
+    record = read_json(folder / "run.json")
+    if record["inputs_sha256"]["train"] != stats["sha256"]["train"]:
+        raise DataError(
+            f"{folder} was trained on {record['dataset']} with other training pairs than {stats['name']} has here; "
+            "name the folder of its own dataset, or train it again"
+        )
+    return record
+
+
+def _starts(folder: Path, read: Callable[[Path], dict]) -> Iterator[Path]:
+    """Yield the folders of the run that a run starts from, of the one that this starts from, and so on."""
+    while (start := read(folder)["starts_from"]) is not None:
+        folder = Path(start)
+        yield folder
+
+
+def _row(record: dict, metrics: dict) -> dict:
     budget = Budget.parse(record["budget"])
     footprint = record["footprint"] or {}
     stages = record["stages"]
@@ -51,15 +89,15 @@ def _row(folder: Path) -> dict:
         "peak_rss_bytes": record["peak_rss_bytes"],
         **{key: record[key] for key in ("device", "threads", "machine", "commit", "starts_from", "command")},
         "versions": json.dumps(record["versions"], sort_keys=True),
-        "inputs_sha256": json.dumps(record["inputs_sha256"], sort_keys=True),
         "users": metrics["users"],
         **{name: float(value) for name, value in metrics["means"].items()},
     }
 
 
-def read_runs(paths: Iterable[Path]) -> pd.DataFrame:
-    """Return several runs tables as one."""
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+def read_runs(paths: Iterable[Path], *, starts: bool = False) -> pd.DataFrame:
+    """Return the evaluated runs of several runs tables as one; or those that are only started from."""
+    runs = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    return runs[(runs.role == "start") == starts].reset_index(drop=True)
 
 
 def summarise(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
@@ -68,7 +106,7 @@ def summarise(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     runs, results: how many runs there are, and how many have a value (a run that its time limit stopped has one);
     status: `ok`, or what happened to how many; reason: of the first run that is not ok.
     """
-    columns = ["dataset", "protocol", "method", "budget", "budget_kind", "budget_amount"]
+    columns = ["dataset", "protocol", "made_up", "method", "role", "budget", "budget_kind", "budget_amount"]
     rows = []
     for key, group in runs.groupby(columns, sort=False):
         unwell = group[group.status != "ok"]
@@ -77,15 +115,15 @@ def summarise(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
             "runs": len(group),
             "status": _status(group.status),
             "reason": unwell.reason.iloc[0] if len(unwell) else None,
-            **{name: group[name].mean() for name in ("numbers", "stored_bytes", "serving_bytes")},
+            **{name: group[name].mean() for name in _SIZES},
         }
         for metric in metrics:
             values = group[metric] if metric in group else pd.Series(dtype=float)
             rows.append(
                 shared | {"metric": metric, "results": values.count(), "mean": values.mean(), "sd": values.std(ddof=1)}
             )
-    names = [*columns, "metric", "mean", "sd", "results", "runs", "status", "reason"]
-    return pd.DataFrame(rows, columns=[*names, "numbers", "stored_bytes", "serving_bytes"])
+    names = [*columns, "metric", "mean", "sd", "results", "runs", "status", "reason", *_SIZES]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _status(statuses: pd.Series) -> str:
@@ -98,36 +136,42 @@ def _status(statuses: pd.Series) -> str:
 # The main table -------------------------------------------------------------------------------------------------------
 
 
-def write_table(runs: Sequence[Path], output: Path) -> None:
+def write_table(runs: Sequence[Path], output: Path, made_by: str = "") -> None:
     """Write the main table as `<output>.csv` (unrounded), `<output>.md` and `<output>.tex`."""
-    table = main_table(read_runs(runs))
-    texts = {"csv": table.to_csv(index=False), "md": to_markdown(table), "tex": to_latex(table)}
+    table, data = main_table(read_runs(runs)), data_checksums(read_runs(runs))
+    texts = {"csv": table.to_csv(index=False), "md": to_markdown(table, data, made_by), "tex": to_latex(table)}
     for ending, text in texts.items():
         with write_atomically(Path(f"{output}.{ending}")) as temporary:
             temporary.write_text(text)
 
 
 def main_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per dataset, budget and method, unrounded; budgets from small to large, `full` last."""
+    """Return one row per dataset, budget and method, unrounded.
+
+    Within a dataset, runs that only figures need stand behind those that are compared. Budgets go from small to large,
+    `full` last.
+    """
     parts = summarise(runs, TABLE_METRICS)
     first = parts[parts.metric == TABLE_METRICS[0]].set_index(_KEY)
-    table = first[["protocol", "budget_kind", "budget_amount", "runs", "results", "status"]].copy()
-    table[_SIZES] = first[_SIZES]
+    columns = ["protocol", "made_up", "role", "budget_kind", "budget_amount", "runs", "results", "status", *_SIZES]
+    table = first[columns].copy()
     for metric in TABLE_METRICS:
         values = parts[parts.metric == metric].set_index(_KEY)
         table[metric], table[f"{metric}_sd"] = values["mean"], values.sd
     costs = runs.groupby(_KEY)
-    table["seconds"], table["peak_rss_bytes"] = costs.seconds.mean(), costs.peak_rss_bytes.max()
+    table["seconds"], table["seconds_with_starts"] = costs.seconds.mean(), costs.seconds_with_starts.mean()
+    table["peak_rss_bytes"] = costs.peak_rss_bytes.max()
     table["reason"] = first.reason
     table = table.reset_index()
     place = pd.DataFrame(
         {
             "dataset": pd.factorize(table.dataset)[0],
+            "role": table.role == "figure",
             "kind": table.budget_kind.map({"numbers": 0, "bytes": 1, "full": 2}),
             "amount": table.budget_amount,
         }
     )
-    return table.loc[place.sort_values(["dataset", "kind", "amount"], kind="stable").index].reset_index(drop=True)
+    return table.loc[place.sort_values(list(place.columns), kind="stable").index].reset_index(drop=True)
 
 
 def best(table: pd.DataFrame, metric: str) -> pd.Series:
@@ -140,59 +184,139 @@ def best(table: pd.DataFrame, metric: str) -> pd.Series:
     return (printed == contest.transform("max")) & (contest.transform("count") > 1) & (table.budget != "full")
 
 
+def sections(table: pd.DataFrame, emphasise: Callable[[str], str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (dataset, title, rows) of the main table's sections as text: each metric by budget, then each budget.
+
+    Methods stand in the given order by budget, else from the best NDCG to the worst. Runs that only figures need are
+    the last section of a dataset.
+    """
+    text = printed(table, emphasise)
+    for dataset, rows in table.groupby("dataset", sort=False):
+        title = f"{dataset} ({'made up, ' if rows.made_up.iloc[0] else ''}protocol {rows.protocol.iloc[0]})"
+        compared, others = rows[rows.role == "compared"], rows[rows.role != "compared"]
+        for metric in TABLE_METRICS if compared.budget.nunique() > 1 else []:
+            yield title, f"{metric_in_words(metric)} by budget", _by_budget(compared, metric, emphasise)
+        for budget, part in compared.groupby("budget", sort=False):
+            yield title, str(budget), text.loc[_ranked(part).index].drop(columns="budget")
+        if len(others):
+            yield title, "Runs for the figures alone", text.loc[_ranked(others).index]
+
+
+def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values("ndcg@20", ascending=False, na_position="last", kind="stable")
+
+
 def printed(table: pd.DataFrame, emphasise: Callable[[str], str]) -> pd.DataFrame:
-    """Return the main table as text, rounded and with units, the best of each budget emphasised."""
-    text = table[["dataset", "budget", "method"]].copy()
+    """Return the main table as text, rounded and each column in one unit, the best of each budget emphasised."""
+    text = table[["method", "budget"]].copy()
     text["runs"] = [f"{results} of {runs}" for results, runs in zip(table.results, table.runs, strict=True)]
     text["status"] = table.status
-    for title, column, kind in [
-        ("numbers", "numbers", "numbers"),
-        ("stored", "stored_bytes", "bytes"),
-        ("serving", "serving_bytes", "bytes"),
-    ]:
-        text[title] = [size_in_words(value, kind) for value in table[column]]
+    text["numbers"] = ["-" if pd.isna(value) else f"{value:,.0f}" for value in table.numbers]
+    for title, column in [("stored", "stored_bytes"), ("serving", "serving_bytes")]:
+        unit, cells = in_one_unit(table[column])
+        text[f"{title} ({unit})"] = cells
     for metric in TABLE_METRICS:
         values = [_spread(mean, sd) for mean, sd in zip(table[metric], table[f"{metric}_sd"], strict=True)]
         text[metric] = [
             emphasise(value) if top else value for value, top in zip(values, best(table, metric), strict=True)
         ]
-    text["seconds"] = [f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in table.seconds]
-    text["peak memory"] = [size_in_words(value, "bytes") for value in table.peak_rss_bytes]
-    return text
+    text["seconds"] = [f"{value:,.1f}" for value in table.seconds]
+    text["with starts"] = [f"{value:,.1f}" for value in table.seconds_with_starts]
+    unit, text["peak memory"] = in_one_unit(table.peak_rss_bytes)
+    return text.rename(columns={"peak memory": f"peak memory ({unit})"})
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Return the main table in Markdown, and below it why cells are missing."""
-    text = printed(table, lambda value: f"**{value}**")
-    rows: list[Iterable] = [text.columns, ["---"] * len(text.columns), *text.itertuples(index=False)]
-    lines = [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
-    holes = table[table.status != "ok"]
-    reasons = [
-        f"* {dataset}, {budget}, {method}: {status}: {reason}"
-        for dataset, budget, method, status, reason in holes[[*_KEY, "status", "reason"]].itertuples(
-            index=False, name=None
+def _by_budget(rows: pd.DataFrame, metric: str, emphasise: Callable[[str], str]) -> pd.DataFrame:
+    """Return means as text, a row per method and a column per budget in the order of the rows; or why there is none."""
+    means = [
+        status if pd.isna(mean) else emphasise(f"{mean:.4f}") if top else f"{mean:.4f}"
+        for status, mean, top in zip(rows.status, rows[metric], best(rows, metric), strict=True)
+    ]
+    wide = rows[["method", "budget"]].assign(mean=means).pivot(index="method", columns="budget", values="mean")
+    return wide.loc[rows.method.unique(), rows.budget.unique()].fillna("").reset_index()
+
+
+def holes(table: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Return (dataset, method, budgets, what happened) where runs of the main table did not end well.
+
+    Budgets with reasons that differ in nothing but the budget's name stand together, with the first one's reason.
+    """
+    unwell = table[table.status != "ok"].fillna({"reason": "no reason given"})
+    alike = [reason.replace(budget, "") for reason, budget in zip(unwell.reason, unwell.budget, strict=True)]
+    return [
+        (dataset, method, ", ".join(group.budget), f"{status}: {group.reason.iloc[0]}")
+        for (dataset, method, status, _), group in unwell.groupby(
+            ["dataset", "method", "status", pd.Series(alike, index=unwell.index, dtype=object)], sort=False
         )
     ]
-    return "\n".join([*lines, *([""] if reasons else []), *reasons, ""])
+
+
+def data_checksums(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the sha256 of every dataset's training, validation and test pairs."""
+    rows = [
+        (dataset, name, checksum)
+        for dataset, sums in _distinct(runs, ["dataset", "data_sha256"])
+        for name, checksum in json.loads(sums).items()
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "pairs", "sha256"])
+
+
+def to_markdown(table: pd.DataFrame, data: pd.DataFrame, made_by: str) -> str:
+    """Return the main table in Markdown: why runs have no result, what the columns mean, which data it was."""
+    lines = [f"Made by `{made_by}`.", ""] if made_by else []
+    lines += ["Nothing is to be concluded from made-up data.", ""] if table.made_up.any() else []
+    heading = ""
+    for dataset, title, rows in sections(table, lambda value: f"**{value}**"):
+        if dataset != heading:
+            lines += [f"## {dataset}", ""]
+        heading = dataset
+        lines += [f"### {title}", "", *_markdown_rows(rows), ""]
+    if found := holes(table):
+        lines += ["## Holes", "", *(f"* {', '.join(words)}: {what}" for *words, what in found), ""]
+    lines += ["## Columns", "", *(f"* {name}: {meaning}" for name, meaning in COLUMNS.items()), ""]
+    return "\n".join([*lines, "## Data", "", *_markdown_rows(data), ""])
+
+
+def _markdown_rows(text: pd.DataFrame) -> list[str]:
+    rule = ["---:" if _is_number(name) else "---" for name in text.columns]
+    rows: list[Iterable] = [text.columns, rule, *text.itertuples(index=False)]
+    return [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """Return the main table in LaTeX, for a document that loads booktabs."""
-    text = printed(table, lambda value: f"\\textbf{{{value}}}")
-    body = []
-    for _, group in text.groupby(["dataset", "budget"], sort=False):
-        body += [
-            "\\midrule",
-            *(" & ".join(map(_latex, map(str, row))) + r" \\" for row in group.itertuples(index=False)),
+    """Return the main table in LaTeX, for a document that loads booktabs and longtable."""
+    text = printed(table, lambda value: f"\\textbf{{{value}}}").drop(columns="budget")
+    head = " & ".join(map(_latex, text.columns)) + r" \\"
+    aligned = "".join("r" if _is_number(name) else "l" for name in text.columns)
+    lines = [rf"\begin{{longtable}}{{{aligned}}}", r"\toprule", head, r"\endhead"]
+    for (dataset, made_up, role, budget), rows in table.groupby(["dataset", "made_up", "role", "budget"], sort=False):
+        title = f"{dataset}{' (made up)' if made_up else ''}, {budget}{', for figures alone' * (role == 'figure')}"
+        lines += [r"\midrule", rf"\multicolumn{{{len(text.columns)}}}{{l}}{{{_latex(title)}}} \\", r"\midrule"]
+        lines += [
+            " & ".join(map(_latex, map(str, row))) + r" \\"
+            for row in text.loc[_ranked(rows).index].itertuples(index=False)
         ]
-    head = " & ".join(_latex(title) for title in text.columns) + r" \\"
-    lines = [rf"\begin{{tabular}}{{lll{'r' * (len(text.columns) - 3)}}}", "\\toprule", head, *body]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", ""])
 
 
 def to_html(table: pd.DataFrame) -> str:
-    """Return the main table as HTML."""
-    return _html_table(printed(table.astype({"status": str}), lambda value: f"<b>{value}</b>"), numeric_from=5)
+    """Return the main table as HTML; where it is long, one opens the budgets that one wants to see."""
+    opened = " open" if len(table) <= 60 else ""
+    text, heading = "", ""
+    for dataset, title, rows in sections(table.astype({"status": str}), lambda value: f"<b>{value}</b>"):
+        text += f"<h3>{html.escape(dataset)}</h3>" if dataset != heading else ""
+        heading = dataset
+        body = f"<summary>{html.escape(title)}</summary>{_scroll(_html_table(rows))}"
+        text += f"<details{' open' if title.endswith('by budget') else opened}>{body}</details>\n"
+    return text
+
+
+def in_one_unit(amounts: pd.Series) -> tuple[str, list[str]]:
+    """Return kB, MB or GB, and all amounts in it, with as many decimals as the smallest needs for three digits."""
+    smallest = amounts[amounts > 0].min()
+    unit = next((name for name, size in _UNITS.items() if smallest >= size), "kB")
+    decimals = 0 if pd.isna(smallest) else min(3, max(0, 2 - math.floor(math.log10(smallest / _UNITS[unit]))))
+    return unit, ["-" if pd.isna(amount) else f"{amount / _UNITS[unit]:,.{decimals}f}" for amount in amounts]
 
 
 def size_in_words(amount: float, kind: str) -> str:
@@ -206,6 +330,10 @@ def size_in_words(amount: float, kind: str) -> str:
     if amount >= 1e6:
         return f"{amount / 1e6:.3g}M"
     return f"{amount / 1e3:.3g}k" if amount >= 1e3 else f"{amount:.0f}"
+
+
+def _is_number(column: str) -> bool:
+    return column not in ("dataset", "method", "budget", "budgets", "status", "what happened", "pairs", "sha256")
 
 
 def _spread(mean: float, sd: float) -> str:
@@ -223,41 +351,58 @@ def _latex(text: str) -> str:
 # The report -----------------------------------------------------------------------------------------------------------
 
 
-def write_report(tables: Sequence[Path], figures: Sequence[Path], runs: Sequence[Path], output: Path) -> None:
+def write_report(
+    tables: Sequence[Path], figures: Sequence[Path], runs: Sequence[Path], output: Path, made_by: str = ""
+) -> None:
     """Write one HTML file that needs no other: what was run, tables, figures (png), holes, and where it came from."""
-    table = read_runs(runs)
+    table, starts = read_runs(runs), read_runs(runs, starts=True)
     page = _PAGE.substitute(
-        summary=_summary(table),
-        tables="".join(_scroll(to_html(pd.read_csv(path))) for path in tables),
+        summary=_summary(table, starts, made_by),
+        tables="".join(to_html(pd.read_csv(path)) for path in tables),
+        columns=_facts(COLUMNS),
         figures="".join(map(_figure, figures)) or "<p>None asked for.</p>",
-        holes=_holes(table),
+        holes=_holes(main_table(table)),
+        starts=_starts_table(starts),
         provenance=_provenance(table),
-        commands=_commands(table),
+        commands=html.escape("\n".join([*starts.command, *table.command])),
     )
     with write_atomically(Path(output)) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _summary(runs: pd.DataFrame) -> str:
+def _summary(runs: pd.DataFrame, starts: pd.DataFrame, made_by: str) -> str:
     well = int((runs.status == "ok").sum())
-    hours = runs.seconds.sum() / 3600
+    hours = (runs.seconds.sum() + starts.seconds.sum()) / 3600
     spent = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
+    others = f", and {len(starts)} that they start from" if len(starts) else ""
+    compared = runs[runs.role == "compared"]
+    data = data_in_words(_distinct(runs, ["dataset", "protocol", "made_up"]))
     facts = {
-        "runs": f"{len(runs)}, of which {well} ended well; {spent} of training in all",
-        "data": ", ".join(f"{name} (protocol {recipe})" for name, recipe in _distinct(runs, ["dataset", "protocol"])),
-        "methods": ", ".join(runs.method.unique()),
-        "budgets": ", ".join(main_table(runs).budget.unique()),
+        "made by": made_by or "commands given one by one",
+        "data": data.removeprefix("data: "),
+        "runs": f"{len(runs)}{others}; {well} of {len(runs)} ended well; {spent} of training in all",
+        "methods": ", ".join(compared.method.unique()),
+        "budgets": ", ".join(main_table(compared).budget.unique()),
         "seeds": ", ".join(map(str, sorted(runs.seed.unique()))),
     }
     return _facts(facts)
 
 
-def _holes(runs: pd.DataFrame) -> str:
-    holes = runs[runs.status != "ok"]
-    if holes.empty:
+def _holes(table: pd.DataFrame) -> str:
+    found = pd.DataFrame(holes(table), columns=["dataset", "method", "budgets", "what happened"])
+    if found.empty:
         return "<p>None: every run ended well.</p>"
-    shown = holes[["dataset", "method", "budget", "seed", "status", "reason"]].fillna("").astype(str)
-    return _scroll(_html_table(shown.map(html.escape)))
+    return _scroll(_html_table(found.map(html.escape)))
+
+
+def _starts_table(starts: pd.DataFrame) -> str:
+    if starts.empty:
+        return "<p>None.</p>"
+    rows = [
+        (*key, _status(group.status), f"{group.seconds.mean():,.1f}")
+        for key, group in starts.groupby(["dataset", "method", "budget"], sort=False)
+    ]
+    return _scroll(_html_table(pd.DataFrame(rows, columns=[*["dataset", "method", "budget"], "status", "seconds"])))
 
 
 def _provenance(runs: pd.DataFrame) -> str:
@@ -273,25 +418,22 @@ def _provenance(runs: pd.DataFrame) -> str:
         ),
         "versions": ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()),
     }
-    checksums = {
-        (dataset, name, checksum)
-        for dataset, sums in _distinct(runs, ["dataset", "inputs_sha256"])
-        for name, checksum in json.loads(sums).items()
-        if name in _DATA
-    }
-    shown = pd.DataFrame(sorted(checksums), columns=["dataset", "pairs", "sha256"])
-    return _facts(facts) + _scroll(_html_table(shown.map(html.escape)))
-
-
-def _commands(runs: pd.DataFrame) -> str:
-    return html.escape("\n".join(runs.command))
+    return _facts(facts) + _scroll(_html_table(data_checksums(runs).map(html.escape)))
 
 
 def _figure(path: Path) -> str:
-    name = html.escape(Path(path).stem)
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    text = f"{name}; the numbers drawn are in {name}.csv beside {name}.pdf"
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>\n'
+    """Return a figure with its caption, which lies beside the picture."""
+    picture, caption = Path(path), Path(path).with_suffix(".txt")
+    try:
+        text = html.escape(caption.read_text().strip())
+    except FileNotFoundError:
+        raise DataError(f"{caption} is missing; run the step that writes it: `python -m c2f figure`") from None
+    name, data = html.escape(picture.stem), base64.b64encode(picture.read_bytes()).decode()
+    numbers = f"The numbers drawn are in {name}.csv beside {name}.pdf."
+    return (
+        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text} {numbers}</figcaption></figure>\n"
+    )
 
 
 def _distinct(runs: pd.DataFrame, columns: list[str]) -> Iterable[tuple]:
@@ -307,16 +449,12 @@ def _scroll(table: str) -> str:
     return f'<div class="scroll">{table}</div>\n'
 
 
-def _html_table(text: pd.DataFrame, numeric_from: int | None = None) -> str:
-    """Return a table of cells that are HTML already; columns from `numeric_from` on are aligned right."""
+def _html_table(text: pd.DataFrame) -> str:
+    """Return a table of cells that are HTML already; columns of numbers are aligned right."""
+    classes = [' class="n"' if _is_number(name) else "" for name in text.columns]
 
     def row(cells: Iterable, tag: str) -> str:
-        classes = [' class="n"' if numeric_from is not None and place >= numeric_from else "" for place in range(99)]
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell, kind in zip(cells, classes, strict=False))
-            + "</tr>"
-        )
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for cell, kind in zip(cells, classes, strict=True))}</tr>"
 
     body = "".join(row(cells, "td") for cells in text.itertuples(index=False))
     return f"<table><thead>{row(text.columns, 'th')}</thead><tbody>{body}</tbody></table>"
@@ -336,6 +474,7 @@ _PAGE = Template("""<!doctype html>
 body { margin: 0 auto; max-width: 84rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h3 { font-size: 1rem; margin-top: 1.5rem; } summary { cursor: pointer; padding: .25rem 0; }
 p, figcaption, dt { color: var(--soft); }
 dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .25rem 1rem; } dd { margin: 0; }
 dd, td { overflow-wrap: anywhere; }
@@ -352,15 +491,17 @@ pre { overflow-x: auto; font-size: .75rem; background: var(--mark); padding: .75
 <h1>Recommenders under a memory budget</h1>
 $summary
 <h2>Results</h2>
-<p>Mean ± standard deviation over seeds; the best of each dataset and budget is bold. Runs: how many have a result.
-Numbers: what the method's paper counts. Stored: every array of the artifact. Serving: stored, and the training graph or
-a cached table where scores need it. Seconds: training, mean over seeds.</p>
+<p>Methods in the order of the configuration by budget, then for each budget from the best NDCG@20 to the worst.</p>
 $tables
+<details open><summary>What the columns mean</summary>$columns</details>
 <h2>Figures</h2>
 $figures
 <h2>Holes</h2>
-<p>Runs that did not end well, and why. One that its time limit stopped has a result, from its best weights so far.</p>
+<p>Where runs did not end well, and why. One that its time limit stopped has a result, from its best weights so far.</p>
 $holes
+<h2>Runs that others start from</h2>
+<p>Trained, but not evaluated; their seconds are part of the column “with starts”.</p>
+$starts
 <h2>Where it came from</h2>
 $provenance
 <details><summary>The command of every run</summary><pre>$commands</pre></details>

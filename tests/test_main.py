@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from steps import LIGHTGCN, SPEC, TRAINING, prepared, resolved, step, train_words, trained
@@ -49,7 +50,7 @@ def options(**values) -> list:
 
 
 def test_the_steps_are_those_of_the_design():
-    expected = "download prepare resolve partition train evaluate collect table figure report"
+    expected = "download prepare check resolve partition train evaluate collect table figure report"
     assert [function.__name__ for function in STEPS] == expected.split()
 
 
@@ -61,8 +62,17 @@ def test_the_help_of_a_step_is_its_docstring_and_names_every_option(function, ca
     text = capsys.readouterr().out
     description = text.split("\n\n", 1)[1]
     assert description.startswith(inspect.cleandoc(function.__doc__))
-    for name in inspect.signature(function).parameters:
+    for name, argument in inspect.signature(function).parameters.items():
         assert f"--{name} " in text
+        _, meaning = get_args(argument.annotation)
+        assert len(meaning) > 10
+        assert meaning in " ".join(text.split())
+
+
+def test_the_default_of_an_option_stands_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "list lengths k of Recall@k and NDCG@k (default: 5,10,20,50)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_overview_lists_each_step_with_the_first_line_of_its_docstring(capsys):
@@ -84,7 +94,7 @@ def test_the_overview_lists_each_step_with_the_first_line_of_its_docstring(capsy
         ([], ["STEP"]),
         (["train"], ["required", "--train", "--budget"]),
         (["partition", "--data", "x", "--parts", "many"], ["--parts", "'many'"]),
-        (["collect", "--run", "x", "--runs", "y", "--output", "z", "--outptu", "w"], ["unrecognized", "--outptu"]),
+        (["table", "--run", "x", "--runs", "y", "--output", "z", "--outptu", "w"], ["unrecognized", "--outptu"]),
     ],
 )
 def test_a_command_that_cannot_be_read_ends_with_code_2_and_the_choices(words, pieces, capsys):
@@ -129,6 +139,19 @@ def test_a_mistake_in_a_method_s_entry_stops_at_resolve_and_writes_nothing(chang
     assert files_below(tmp_path) == []
 
 
+@pytest.mark.parametrize(("changes", "pieces"), ENTRY_MISTAKES[3:])
+def test_the_same_mistakes_stop_at_check_which_looks_at_every_entry(changes, pieces, capsys):
+    given = {"entry": LIGHTGCN, "training": json.dumps(TRAINING)} | changes
+    entries = json.dumps({"good": LIGHTGCN, "x": given["entry"]})
+    refused(capsys, ["check", *options(entries=entries, training=given["training"])], pieces)
+
+
+def test_check_says_and_writes_nothing_where_all_is_well(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert step("check", entries={"good": LIGHTGCN}, training=TRAINING) == 0
+    assert capsys.readouterr().out == "" and files_below(tmp_path) == []
+
+
 def test_a_mapping_may_come_from_a_file_and_a_file_that_is_no_text_is_named(capsys, tmp_path):
     (tmp_path / "entry.json").write_text(json.dumps(LIGHTGCN))
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
@@ -153,6 +176,15 @@ def test_a_mistake_in_the_inputs_of_train_is_named_and_nothing_is_written(change
     words = train_words(data, method, tmp_path / "run") | changes
     refused(capsys, ["train", *options(**words)], pieces)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_start_is_named_before_the_run_s_folder_is_made(capsys, tmp_path, finished):
+    data, method, _ = finished
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "artifact.npz").write_bytes(b"PK\x03\x04 but no more")
+    words = train_words(data, method, tmp_path / "run", start=tmp_path / "start")
+    refused(capsys, ["train", *options(**words)], ["start/artifact.npz is damaged", "train the run again"])
+    assert files_below(tmp_path) == ["start/artifact.npz"] and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 import errno
 import json
 import os
+import platform
+import subprocess
+import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +151,33 @@ def test_the_temporary_file_lies_in_the_same_folder_and_disappears(tmp_path):
         assert temporary.parent == tmp_path / "deep"
         assert not (tmp_path / "deep" / "out.txt").exists()
     assert [file.read_text() for file in (tmp_path / "deep").iterdir()] == ["whole"]
+
+
+def test_what_a_killed_process_left_is_removed_when_the_file_is_written_again(tmp_path):
+    killed = (
+        "import os, signal, sys; from c2f.record import write_atomically\n"
+        "with write_atomically(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "run [1].json"  # brackets mean something where names are matched
+    subprocess.run([sys.executable, "-c", killed, path], cwd=Path(record.__file__).parents[1])
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".tmp")
+    write_json(path, {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_another_process_or_machine_is_writing_stays(tmp_path):
+    path = tmp_path / "out.txt"
+    alive = path.with_name(f".out.txt.{platform.node()}.{os.getppid()}.tmp")
+    elsewhere = path.with_name(f".out.txt.another-{platform.node()}.999999999.tmp")
+    other = path.with_name(f".out.txt.gz.{platform.node()}.999999999.tmp")
+    for file in (alive, elsewhere, other):
+        file.write_text("half")
+    with write_atomically(path) as temporary:
+        temporary.write_text("whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, alive, elsewhere, other])
 
 
 def test_a_full_disk_is_named_with_the_file_and_the_way_out(saved, monkeypatch):

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from c2f.captions import COLUMNS
 from c2f.errors import DataError
-from c2f.report import collect, main_table, size_in_words, summarise, write_report, write_table
+from c2f.report import collect, in_one_unit, main_table, read_runs, size_in_words, summarise, write_report, write_table
 
-SHA = "a" * 64
+SHA = {"train": "a" * 64, "valid": "b" * 64, "test": "c" * 64}
 
 
 def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
@@ -20,7 +21,9 @@ def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
     row = {
         "dataset": "toy",
         "protocol": "given",
+        "made_up": False,
         "method": method,
+        "role": "compared",
         "budget": budget,
         "budget_kind": kind,
         "budget_amount": float(amount or "inf"),
@@ -32,6 +35,7 @@ def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
         "serving_bytes": 900.0,
         "epochs": 10,
         "seconds": 2.0,
+        "seconds_with_starts": 2.0,
         "seconds_per_epoch": 0.2,
         "peak_rss_bytes": 300_000_000,
         "device": "cpu",
@@ -41,7 +45,7 @@ def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
         "starts_from": None,
         "command": f"python -m c2f train --method {method}.json --budget {budget} --seed {seed}",
         "versions": json.dumps({"python": "3.11.7", "torch": "2.13.0"}),
-        "inputs_sha256": json.dumps({"train": SHA, "valid": "b" * 64, "method": "c" * 64}),
+        "data_sha256": json.dumps(SHA),
         "users": 30,
         "recall@20": 0.5,
         "ndcg@20": 0.25,
@@ -87,7 +91,7 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
         "versions": {"torch": "2.13.0"},
         "machine": "a machine",
         "commit": "abc1234",
-        "inputs_sha256": {"train": SHA},
+        "inputs_sha256": {"train": SHA["train"]},
         "starts_from": None,
         "command": "python -m c2f train",
     }
@@ -97,10 +101,17 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
     return folder
 
 
+def collected(folder: Path, *runs: Path, spec: dict | None = None, methods: list | None = None) -> Path:
+    """Collect runs on the dataset `toy` below `folder`; return the runs table."""
+    (folder / "toy").mkdir(exist_ok=True)
+    (folder / "toy" / "stats.json").write_text(json.dumps({"name": "toy", "sha256": SHA}))
+    collect(list(runs), folder / "toy", spec or {"files": {}}, folder / "runs.parquet", methods)
+    return folder / "runs.parquet"
+
+
 def test_collect_writes_one_row_per_run_with_sizes_costs_and_metrics(tmp_path):
     folder = write_run(tmp_path / "run", {"recall@20": 0.5, "ndcg@20": 0.25})
-    collect([folder], tmp_path / "runs.parquet")
-    (row,) = pd.read_parquet(tmp_path / "runs.parquet").to_dict("records")
+    (row,) = pd.read_parquet(collected(tmp_path, folder)).to_dict("records")
     assert (row["budget_kind"], row["budget_amount"], row["seed"]) == ("bytes", 2000, 7)
     assert (row["numbers"], row["stored_bytes"], row["serving_bytes"]) == (96, 400, 900)
     assert row["epochs"] == 5 + 10
@@ -111,16 +122,49 @@ def test_collect_writes_one_row_per_run_with_sizes_costs_and_metrics(tmp_path):
 def test_collect_keeps_a_run_without_a_result_as_a_row_with_its_reason(tmp_path):
     good = write_run(tmp_path / "good", {"recall@20": 0.5})
     bad = write_run(tmp_path / "bad", {}, status="infeasible", reason="too small", footprint=None, stages=[])
-    collect([good, bad], tmp_path / "runs.parquet")
-    row = pd.read_parquet(tmp_path / "runs.parquet").iloc[1]
+    row = pd.read_parquet(collected(tmp_path, good, bad)).iloc[1]
     assert (row.status, row.reason) == ("infeasible", "too small")
     assert pd.isna(row.numbers) and pd.isna(row["recall@20"])
 
 
 def test_collect_names_the_record_that_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"nowhere/run\.json is missing"):
-        collect([tmp_path / "nowhere"], tmp_path / "runs.parquet")
+        collected(tmp_path, tmp_path / "nowhere")
     assert not (tmp_path / "runs.parquet").exists()
+
+
+def test_collect_refuses_a_run_on_other_pairs(tmp_path):
+    folder = write_run(tmp_path / "run", {"recall@20": 0.5}, inputs_sha256={"train": "0" * 64})
+    with pytest.raises(DataError, match="was trained on toy with other training pairs than toy has here"):
+        collected(tmp_path, folder)
+
+
+def test_the_seconds_of_every_run_that_a_run_starts_from_are_added(tmp_path):
+    search = write_run(tmp_path / "search", {}, method="search", seconds=100.0)
+    coarse = write_run(tmp_path / "coarse", {}, method="coarse", seconds=20.0, starts_from=str(search))
+    fine = write_run(tmp_path / "fine", {"recall@20": 0.5}, method="fine", seconds=3.0, starts_from=str(coarse))
+    table = pd.read_parquet(collected(tmp_path, fine)).set_index("method")
+    assert table.seconds.to_dict() == {"fine": 3, "coarse": 20, "search": 100}
+    assert table.seconds_with_starts.to_dict() == {"fine": 3 + 20 + 100, "coarse": 20 + 100, "search": 100}
+
+
+def test_runs_that_are_only_started_from_or_drawn_are_told_from_those_compared(tmp_path):
+    coarse = write_run(tmp_path / "coarse", {"recall@20": 0.4}, method="coarse")
+    fine = write_run(tmp_path / "fine", {"recall@20": 0.5}, method="fine", starts_from=str(coarse))
+    drawn = write_run(tmp_path / "drawn", {"recall@20": 0.6}, method="drawn")
+    path = collected(tmp_path, fine, drawn, methods=["fine"])
+    assert read_runs([path])[["method", "role"]].to_numpy().tolist() == [["fine", "compared"], ["drawn", "figure"]]
+    assert list(read_runs([path], starts=True).method) == ["coarse"]
+    both = collected(tmp_path, coarse, fine)
+    assert list(read_runs([both]).role) == ["compared", "compared"]  # asked for itself: no row beside that
+    assert read_runs([both], starts=True).empty
+
+
+@pytest.mark.parametrize(("spec", "made_up"), [({"generate": {}}, True), ({"files": {}}, False)])
+def test_made_up_data_is_marked_as_such_and_the_test_pairs_checksum_is_kept(tmp_path, spec, made_up):
+    (row,) = pd.read_parquet(collected(tmp_path, write_run(tmp_path / "run", {}), spec=spec)).to_dict("records")
+    assert row["made_up"] == made_up
+    assert json.loads(row["data_sha256"]) == SHA
 
 
 def test_summary_is_the_mean_and_standard_deviation_over_the_runs_with_a_result():
@@ -142,6 +186,78 @@ def test_main_table_goes_from_small_to_large_budgets_and_ends_with_full():
     assert list(table.budget) == ["numbers-100", "numbers-200", "bytes-500", "bytes-2000", "full"]
 
 
+def parts(text: str) -> dict[str, str]:
+    """The text of main.md below each of its headings."""
+    return dict(re.findall(r"^#+ (.+)\n\n((?:(?!^#).*\n)*)", text, re.MULTILINE))
+
+
+def test_each_budget_has_a_part_with_its_methods_from_best_to_worst_and_holes_last(tmp_path):
+    rows = [
+        hole("short-vectors", "numbers-100"),
+        run_row("legcf", **{"ndcg@20": 0.2}),
+        run_row("c2f", **{"ndcg@20": 0.3}),
+        run_row("c2f", "numbers-200"),
+    ]
+    write_table([saved(tmp_path, *rows)], tmp_path / "main")
+    found = parts((tmp_path / "main.md").read_text())
+    methods = {budget: re.findall(r"^\| (\S+) \| \d of", found[budget], re.MULTILINE) for budget in list(found)[3:5]}
+    assert methods == {"numbers-100": ["c2f", "legcf", "short-vectors"], "numbers-200": ["c2f"]}
+
+
+def test_methods_by_budgets_come_first_in_the_order_of_the_grid_with_what_happened_in_holes(tmp_path):
+    rows = [hole("short-vectors", "numbers-100"), run_row("short-vectors", "numbers-200"), run_row("c2f")]
+    write_table([saved(tmp_path, *rows)], tmp_path / "main")
+    found = parts((tmp_path / "main.md").read_text())
+    assert list(found)[:4] == ["toy (protocol given)", "Recall@20 by budget", "NDCG@20 by budget", "numbers-100"]
+    assert found["NDCG@20 by budget"].splitlines() == [
+        "| method | numbers-100 | numbers-200 |",
+        "| --- | ---: | ---: |",
+        "| short-vectors | infeasible | 0.2500 |",
+        "| c2f | 0.2500 |  |",
+        "",
+    ]
+
+
+def test_runs_for_figures_alone_are_no_rivals(tmp_path):
+    rows = [
+        run_row("legcf", "full", **{"recall@20": 0.5}),
+        run_row("c2f-100+20", "full", role="figure", **{"recall@20": 0.9}),
+    ]
+    write_table([saved(tmp_path, *rows)], tmp_path / "main")
+    found = parts((tmp_path / "main.md").read_text())
+    assert "c2f-100+20" not in found["full"]
+    assert "| c2f-100+20 | full |" in found["Runs for the figures alone"]
+
+
+def test_the_table_says_what_made_it_what_its_columns_mean_and_which_data_it_was(tmp_path):
+    path = saved(tmp_path, run_row(made_up=True))
+    write_table([path], tmp_path / "main", made_by="snakemake --cores 2 all --configfile config/smoke.yaml")
+    text = (tmp_path / "main.md").read_text()
+    assert text.startswith("Made by `snakemake --cores 2 all --configfile config/smoke.yaml`.\n")
+    assert "Nothing is to be concluded from made-up data." in text and "## toy (made up, protocol given)" in text
+    for name, meaning in COLUMNS.items():
+        assert f"* {name}: {meaning}" in parts(text)["Columns"]
+    for pairs, checksum in SHA.items():
+        assert f"| toy | {pairs} | {checksum} |" in parts(text)["Data"]
+    assert r"toy (made up), numbers-100" in (tmp_path / "main.tex").read_text()
+
+
+def test_every_column_that_is_printed_is_explained(tmp_path):
+    write_table([saved(tmp_path, run_row())], tmp_path / "main")
+    header = re.search(r"^\| method \| runs .*", (tmp_path / "main.md").read_text(), re.MULTILINE).group()
+    explained = " ".join(COLUMNS)
+    for title in header.strip("| ").split(" | ")[1:]:
+        assert re.sub(r" \(.*\)|@20", "", title) in explained
+
+
+def test_a_column_of_sizes_has_one_unit():
+    assert in_one_unit(pd.Series([51_200, 9_870_000, np.nan])) == ("kB", ["51.2", "9,870.0", "-"])
+    assert in_one_unit(pd.Series([102_400, 36_269_568])) == ("kB", ["102", "36,270"])
+    assert in_one_unit(pd.Series([495e6, 1.2e9])) == ("MB", ["495", "1,200"])
+    assert in_one_unit(pd.Series([69, 160])) == ("kB", ["0.069", "0.160"])
+    assert in_one_unit(pd.Series([np.nan])) == ("kB", ["-"])
+
+
 def test_only_the_best_of_each_budget_is_bold(tmp_path):
     rows = [
         run_row("legcf", **{"recall@20": 0.5, "ndcg@20": 0.2}),
@@ -159,10 +275,24 @@ def test_only_the_best_of_each_budget_is_bold(tmp_path):
 def test_a_hole_stands_in_the_table_with_status_and_reason(tmp_path):
     write_table([saved(tmp_path, run_row(), hole("short-vectors", "numbers-100"))], tmp_path / "main")
     text = (tmp_path / "main.md").read_text()
-    assert "| toy | numbers-100 | short-vectors | 0 of 1 | infeasible | - |" in text
-    assert "* toy, numbers-100, short-vectors: infeasible: budget is below the 280 that it needs" in text
+    assert "| short-vectors | 0 of 1 | infeasible | - |" in parts(text)["numbers-100"]
+    assert "* toy, short-vectors, numbers-100: infeasible: budget is below the 280 that it needs" in text
     table = pd.read_csv(tmp_path / "main.csv")
     assert table.reason[table.method == "short-vectors"].item() == "budget is below the 280 that it needs"
+
+
+def test_holes_for_one_reason_stand_together(tmp_path):
+    rows = [
+        hole("short-vectors", budget, reason=f"budget {budget} is below the 280 numbers that this method needs here")
+        for budget in ("numbers-100", "numbers-200")
+    ]
+    write_table([saved(tmp_path, *rows, hole("short-vectors", "bytes-900"))], tmp_path / "main")
+    assert parts((tmp_path / "main.md").read_text())["Holes"].splitlines() == [
+        "* toy, short-vectors, numbers-100, numbers-200: infeasible: "
+        "budget numbers-100 is below the 280 numbers that this method needs here",
+        "* toy, short-vectors, bytes-900: infeasible: budget is below the 280 that it needs",
+        "",
+    ]
 
 
 def test_csv_has_the_unrounded_means(tmp_path):
@@ -175,8 +305,9 @@ def test_latex_escapes_names_and_is_balanced(tmp_path):
     write_table([saved(tmp_path, run_row("c2f_100%"))], tmp_path / "main")
     text = (tmp_path / "main.tex").read_text()
     assert r"c2f\_100\%" in text
-    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text).group(1))
-    assert all(line.count("&") == columns - 1 for line in text.splitlines() if line.endswith(r"\\"))
+    columns = len(re.search(r"\\begin\{longtable\}\{(\w+)\}", text).group(1))
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert rows and all(line.count("&") == columns - 1 for line in rows)
 
 
 def test_sizes_are_printed_with_decimal_units():
@@ -191,11 +322,21 @@ def test_report_is_one_file_with_results_figures_holes_and_provenance(tmp_path):
     runs = saved(tmp_path, run_row(), hole("short-vectors", "numbers-100", reason="needs <280> numbers"))
     write_table([runs], tmp_path / "main")
     (tmp_path / "comparison.png").write_bytes(b"\x89PNG made up")
-    write_report([tmp_path / "main.csv"], [tmp_path / "comparison.png"], [runs], tmp_path / "report.html")
+    (tmp_path / "comparison.txt").write_text("Recall <and> NDCG against the budget.\n")
+    made_by = "snakemake --cores 2 all --configfile config/small.yaml"
+    write_report([tmp_path / "main.csv"], [tmp_path / "comparison.png"], [runs], tmp_path / "report.html", made_by)
     page = (tmp_path / "report.html").read_text()
+    assert f"<dt>made by</dt><dd>{made_by}</dd>" in page
+    assert "<figcaption>Recall &lt;and&gt; NDCG against the budget. The numbers drawn are in comparison.csv" in page
     assert "data:image/png;base64," in page and "prefers-color-scheme: dark" in page
     assert "needs &lt;280&gt; numbers" in page and "<280>" not in page
-    for evidence in ("abc1234", SHA, "torch 2.13.0", "a machine, 2 cores", "python -m c2f train --method legcf.json"):
+    for evidence in (
+        "abc1234",
+        *SHA.values(),
+        "torch 2.13.0",
+        "a machine, 2 cores",
+        "python -m c2f train --method legcf.json",
+    ):
         assert evidence in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
 
@@ -206,3 +347,35 @@ def test_report_without_figures_and_holes_says_so(tmp_path):
     write_report([tmp_path / "main.csv"], [], [runs], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "None asked for." in page and "None: every run ended well." in page
+
+
+def test_the_report_says_which_data_is_made_up_and_lists_runs_that_others_start_from(tmp_path):
+    start = run_row("c2f-coarse", role="start", made_up=True, seconds=118.0, **{"recall@20": np.nan, "ndcg@20": np.nan})
+    runs = saved(tmp_path, run_row("c2f", made_up=True, seconds=2.0, seconds_with_starts=120.0), start)
+    write_table([runs], tmp_path / "main")
+    write_report([tmp_path / "main.csv"], [], [runs], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "toy (made up, protocol given); nothing is to be concluded from made-up data" in page
+    assert "<h3>toy (made up, protocol given)</h3>" in page
+    starts = page[page.index("Runs that others start from") :]
+    assert "<td>c2f-coarse</td><td>numbers-100</td><td>ok</td>" in starts and "118.0" in starts
+    assert "2.0 minutes of training in all" in page  # (2 + 118) / 60
+
+
+def test_a_picture_without_its_caption_is_named(tmp_path):
+    runs = saved(tmp_path, run_row())
+    write_table([runs], tmp_path / "main")
+    (tmp_path / "comparison.png").write_bytes(b"\x89PNG made up")
+    with pytest.raises(DataError, match=r"comparison\.txt is missing"):
+        write_report([tmp_path / "main.csv"], [tmp_path / "comparison.png"], [runs], tmp_path / "report.html")
+
+
+def test_a_long_table_can_be_folded(tmp_path):
+    """25 methods at 4 budgets: the metrics by budget stand open, each budget's table is opened on demand."""
+    rows = [run_row(f"m{place}", f"numbers-{budget}") for place in range(25) for budget in (100, 200, 300, 400)]
+    runs = saved(tmp_path, *rows)
+    write_table([runs], tmp_path / "main")
+    write_report([tmp_path / "main.csv"], [], [runs], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<details open><summary>NDCG@20 by budget</summary>" in page
+    assert "<details><summary>numbers-300</summary>" in page

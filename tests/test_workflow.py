@@ -1,5 +1,7 @@
 """The grid and its workflow: which jobs a configuration asks for, what a mistake says, what an edit reruns."""
 
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -7,12 +9,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from snakemake.utils import update_config
 
+from c2f.captions import FIGURES
 from c2f.errors import ConfigError
-from c2f.grid import Grid, Run
+from c2f.grid import Grid, Run, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines"]
@@ -184,6 +188,118 @@ def test_snakemake_stops_at_a_mistake_with_one_line_and_exit_code_2(checkout, mi
     assert f"ERROR: {message}" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_key_that_stands_twice_is_named_with_its_file_and_lines(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training:\n  lr: 0.1\n  l2: 0\n  lr: 0.2\n")
+    with pytest.raises(ConfigError) as error:
+        read_config(path)
+    message = f"{path}, line 4: the key 'lr' stands in training already, in line 2; keep one of them"
+    assert str(error.value) == message
+    for text, place in {
+        "a: 1\nb: 2\na: 3\n": "line 3: the key 'a' stands in the configuration already, in line 1",
+        "figures: {f: {points: [{x: 1}, {x: 2, x: 3}]}}": "line 1: the key 'x' stands in figures.f.points already",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=place):
+            read_config(path)
+
+
+def test_anchors_aliases_and_an_empty_file_are_fine(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &x {lr: 1}\nb: *x\nc: {<<: *x, lr: 2}\n")
+    assert read_config(path) == {"a": {"lr": 1}, "b": {"lr": 1}, "c": {"lr": 2}}
+    path.write_text("# nothing yet\n")
+    assert read_config(path) == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_no_shipped_configuration_has_a_key_twice(path):
+    assert read_config(path)
+
+
+def test_snakemake_refuses_a_key_that_stands_twice_in_any_configfile(checkout):
+    (checkout / "good.yaml").write_text("training: {max_epochs: 1}\n")
+    (checkout / "twice.yaml").write_text("training:\n  lr: 0.1\n  lr: 0.2\n")
+    done = snakemake(checkout, "-n", "all", "--configfile", "good.yaml", "twice.yaml")
+    assert done.returncode == 2
+    assert "twice.yaml, line 3: the key 'lr' stands in training already, in line 2" in done.stderr
+
+
+# Entries checked by their methods -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checks(monkeypatch) -> list:
+    """The entries that were checked in processes of their own, one list for each process."""
+    found, run = [], subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **more: found.append(list(json.loads(words[5]))) or run(words, **more)
+    )
+    return found
+
+
+BLOCKS = {"grid": {"datasets": ["blocks"], "methods": ["hashing"], "figures": []}}
+
+
+def test_methods_check_their_entries_once_for_each_content(tmp_path, checks):
+    for _ in range(2):
+        grid(BLOCKS).check_entries(tmp_path)
+    assert checks == [["hashing"]]
+    grid(update(BLOCKS, {"methods": {"hashing": {"params": {"dim": 64}}}})).check_entries(tmp_path)
+    assert checks == [["hashing"]] * 2
+
+
+def test_a_mistake_in_params_is_found_each_time_and_with_what_it_inherits(tmp_path, checks):
+    changes = {"methods": {"mine": {"like": "hashing", "params": {"dim": 0}}}, "grid": {"methods": ["mine"]}}
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"methods\.mine\.params: dim = 0, but it must be at least 1"):
+            grid(update(BLOCKS, changes)).check_entries(tmp_path)
+    assert len(checks) == 2 and not list(tmp_path.iterdir())
+
+
+def test_an_entry_that_is_not_run_is_not_checked(tmp_path, checks):
+    grid(update(BLOCKS, {"methods": {"c2f": {"params": {"dimm": 8}}}})).check_entries(tmp_path)
+    assert checks == [["hashing"]]
+
+
+# What figures are told ------------------------------------------------------------------------------------------------
+
+
+def test_colours_follow_config_yaml_whatever_is_drawn_and_whatever_a_configfile_names_first():
+    own, config = configuration(), {}
+    mine = {"grid": {"methods": ["c2f", "mine"]}, "methods": {"mine": {"like": "legcf"}, "c2f": {"params": {"dim": 8}}}}
+    for layer in (mine, own, mine):  # as Snakemake does: what --configfile names comes first
+        update_config(config, layer)
+    assert list(config["methods"])[:2] == ["mine", "c2f"]
+    families = Grid(config, SCHEMA, list(own["methods"])).families
+    assert [[name for name in family if name != "mine"] for family in families] == grid().families
+    assert next(family for family in families if "mine" in family)[0] == "legcf"
+
+
+def test_a_family_is_an_entry_and_all_that_are_like_it():
+    families = {family[0]: family for family in grid().families}
+    assert {"c2f-coarse", "legcf-linear", "c2f-coarse-linear", "c2f-coarse-100"} < set(families["legcf"])
+    assert "c2f-linear" in families["c2f"]
+
+
+def test_the_lines_of_an_ablation_have_the_same_colours_in_every_configuration():
+    for file in (None, "smoke.yaml"):
+        told = json.loads(grid(file=file).figure_spec("ablation_fine_share"))
+        assert told["lines"] == {"before": "legcf", "after": "c2f"}
+
+
+def test_a_caption_says_how_to_read_the_figure_what_is_made_up_and_how_many_seeds():
+    smoke = grid(file="smoke.yaml")
+    assert smoke.caption("comparison") == (
+        FIGURES["comparison"] + " Data: blocks (made up, protocol given); nothing is to be concluded from made-up data."
+        " Mean over 2 seeds (2024, 2025), bars: one standard deviation."
+    )
+    assert smoke.caption("ablation_fine_count").endswith(
+        " One seed (2024): how far another would lie from it is not known."
+    )
+    assert "made up" not in grid().caption("comparison")
+
+
 # Jobs -----------------------------------------------------------------------------------------------------------------
 
 # datasets x (methods without a budget + methods x budgets + ablations) x seeds, and the coarse runs that C2F needs
@@ -300,9 +416,8 @@ def edit(finished):
 
 def rerun(folder: Path, changes: dict | None = None) -> Counter:
     """Return what would be run now: `train hashing` and the like for the runs, the rule's name for the rest."""
-    config = update(TINY, changes or {})
-    (folder / "now.yaml").write_text(yaml.safe_dump(config))
-    found = jobs(dry_run(folder, "now.yaml"))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(update(TINY, changes or {})))
+    found = jobs(dry_run(folder, "tiny.yaml"))
     return Counter(f"{job['rule']} {job.get('method', '')}".strip() for job in found if job["rule"] != "all")
 
 
@@ -326,7 +441,35 @@ def test_a_run_leaves_tables_figures_and_a_report(finished):
         "figures/comparison.csv",
     ):
         assert (results / name).stat().st_size > 0
-    assert "| blocks | numbers-160 | c2f | 1 of 1 | ok |" in (results / "tables" / "main.md").read_text()
+    assert "| c2f | 1 of 1 | ok |" in (results / "tables" / "main.md").read_text()
+
+
+@pytest.mark.slow
+def test_tables_and_report_name_their_configuration_and_that_its_data_is_made_up(finished):
+    table, page = ((finished / "results" / name).read_text() for name in ("tables/main.md", "report.html"))
+    for text in (table, page):
+        assert "snakemake --cores 2 all --configfile tiny.yaml" in text
+        assert "blocks (made up, protocol given)" in text
+    (finished / "other.yaml").write_text(yaml.safe_dump(TINY))
+    assert Counter(job["rule"] for job in jobs(dry_run(finished, "other.yaml"))) == Counter(["table", "report", "all"])
+
+
+@pytest.mark.slow
+def test_a_figure_has_one_caption_in_every_report(finished):
+    caption = (finished / "results" / "figures" / "comparison.txt").read_text().strip()
+    assert caption == grid(TINY).caption("comparison")  # what the rule's `params.caption` is
+    assert (finished / "workflow" / "report" / "figure.rst").read_text() == "{{ snakemake.params.caption }}\n"
+    assert html.escape(caption) in (finished / "results" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_table_adds_the_seconds_of_the_coarse_run_to_those_of_c2f(finished):
+    table = pd.read_csv(finished / "results" / "tables" / "main.csv").set_index("method")
+    runs = finished / "results" / "runs" / "blocks"
+    own, coarse = (json.loads((runs / m / "numbers-160/1/run.json").read_text()) for m in ("c2f", "c2f-coarse"))
+    assert table.seconds["c2f"] == pytest.approx(own["seconds"])
+    assert table.seconds_with_starts["c2f"] == pytest.approx(own["seconds"] + coarse["seconds"])
+    assert "c2f-coarse" not in table.index
 
 
 @pytest.mark.slow
@@ -387,8 +530,21 @@ def test_more_threads_rerun_nothing(finished):
 
 
 @pytest.mark.slow
-def test_a_mistyped_parameter_stops_before_anything_is_trained(finished):
-    (finished / "typo.yaml").write_text(yaml.safe_dump(update(TINY, {"methods": {"hashing": {"params": {"dimm": 8}}}})))
-    done = snakemake(finished, "--cores", "1", "results/methods/hashing.json", "--configfile", "typo.yaml")
-    assert done.returncode != 0
-    assert "unknown key 'dimm' in methods.hashing.params; did you mean 'dim'?" in done.stdout + done.stderr
+def test_a_mistyped_parameter_stops_before_anything_runs_and_mending_it_reruns_nothing(finished):
+    (finished / "tiny.yaml").write_text(yaml.safe_dump(update(TINY, {"methods": {"hashing": {"params": {"dimm": 8}}}})))
+    done = snakemake(finished, "--cores", "1", "all", "--configfile", "tiny.yaml")
+    assert done.returncode == 2
+    assert "ERROR: unknown key 'dimm' in methods.hashing.params; did you mean 'dim'?" in done.stderr
+    assert rerun(finished) == Counter()
+
+
+@pytest.mark.slow
+def test_a_broken_method_file_stops_before_anything_runs_and_mending_it_reruns_nothing(finished):
+    source = finished / "baselines" / "hashing.py"
+    text = source.read_text()
+    source.write_text(text + "\ndef broken(:\n")
+    done = snakemake(finished, "--cores", "1", "all", "--configfile", "tiny.yaml")
+    source.write_text(text)
+    assert done.returncode == 2
+    assert "a method cannot be loaded" in done.stderr and "hashing.py" in done.stderr
+    assert rerun(finished) == Counter()

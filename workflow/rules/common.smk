@@ -1,5 +1,6 @@
 # What the rules need to know about the configuration. The logic, and its tests, are in c2f/grid.py.
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,14 +17,27 @@ def put_first(variable, folder):
 put_first("PATH", Path(sys.executable).parent)
 put_first("PYTHONPATH", ROOT)
 
+from c2f.captions import table_caption
 from c2f.errors import C2FError
-from c2f.grid import Grid, Run, module_file
+from c2f.grid import Grid, Run, module_file, read_config
 
 try:
-    GRID = Grid(config, ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    *files, own = map(read_config, workflow.configfiles)  # those of --configfile first
+    order = [name for file in [own, *files] for name in file.get("methods", {})]
+    GRID = Grid(config, ROOT / "workflow" / "schemas" / "config.schema.yaml", order)
+    GRID.check_entries(Path(".snakemake", "checked-methods"))
 except C2FError as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def made_by():
+    """Return the command that makes the tables and the report, whatever the number of cores."""
+    chosen = workflow.overwrite_configfiles or ["config/config.yaml"]
+    keys = workflow.config_settings.config.items()
+    words = ["--configfile", *map(os.path.relpath, chosen)] + ["--config"] * bool(keys)
+    words += [f"{key}={value}" for key, value in keys]
+    return shlex.join(["snakemake", "--cores", "2", "all", *words])
 
 
 wildcard_constraints:

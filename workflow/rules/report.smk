@@ -7,6 +7,7 @@ rule collect:
         metrics=lambda wildcards: [
             f"{folder}/metrics.json" for folder in GRID.folders(wildcards.dataset)
         ],
+        stats="results/data/{dataset}/stats.json",
     output:
         "results/tables/runs-{dataset}.parquet",
     log:
@@ -16,8 +17,12 @@ rule collect:
         "../../environment.yml"
     params:
         runs=lambda wildcards: GRID.folders(wildcards.dataset),
+        methods=GRID.methods,
+        data=lambda wildcards, input: os.path.dirname(input.stats),
+        spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=False),
     shell:
-        "python -m c2f collect --runs {params.runs} --output {output} 2>&1 | tee {log}"
+        "python -m c2f collect --runs {params.runs} --methods {params.methods} --data {params.data}"
+        " --spec {params.spec:q} --output {output} 2>&1 | tee {log}"
 
 
 rule table:
@@ -37,8 +42,10 @@ rule table:
         "../../environment.yml"
     params:
         stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
+        made_by=made_by(),
+        caption=table_caption(),
     shell:
-        "python -m c2f table --runs {input.runs} --output {params.stem} 2>&1 | tee {log}"
+        "python -m c2f table --runs {input.runs} --made_by {params.made_by:q} --output {params.stem} 2>&1 | tee {log}"
 
 
 rule figure:
@@ -53,6 +60,7 @@ rule figure:
             subcategory="{name}",
         ),
         pdf="results/figures/{name}.pdf",
+        caption="results/figures/{name}.txt",
         csv=report(
             "results/figures/{name}.csv",
             caption="../report/figure.rst",
@@ -66,6 +74,7 @@ rule figure:
         "../../environment.yml"
     params:
         spec=lambda wildcards: GRID.figure_spec(wildcards.name),
+        caption=lambda wildcards: GRID.caption(wildcards.name),
         stem=lambda wildcards, output: os.path.splitext(output.png)[0],
     shell:
         "python -m c2f figure --name {wildcards.name} --spec {params.spec:q} --runs {input.runs} --output {params.stem} 2>&1"
@@ -76,6 +85,7 @@ rule report:
     input:
         table="results/tables/main.csv",
         figures=expand("results/figures/{name}.png", name=GRID.figures),
+        captions=expand("results/figures/{name}.txt", name=GRID.figures),
         runs=expand("results/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
         code=module_file("c2f.report"),
     output:
@@ -85,6 +95,8 @@ rule report:
     localrule: True
     conda:
         "../../environment.yml"
+    params:
+        made_by=made_by(),
     shell:
-        "python -m c2f report --tables {input.table} --figures {input.figures} --runs {input.runs} --output {output} 2>&1"
-        " | tee {log}"
+        "python -m c2f report --tables {input.table} --figures {input.figures} --runs {input.runs}"
+        " --made_by {params.made_by:q} --output {output} 2>&1 | tee {log}"

@@ -1,0 +1,67 @@
+"""What figures show and columns mean: one text for the pages, the tables, the report and Snakemake's own report."""
+
+from collections.abc import Iterable
+
+FIGURES = {
+    "comparison": (
+        "Recall and NDCG against the budget, for each dataset. Dashed lines are methods without a budget, with their "
+        "size. Crosses in the strip below a dataset mark the budgets at which a method has no result; why stands in "
+        "the csv. Open markers are runs that their time limit stopped."
+    ),
+    "ablation": (
+        "Recall and NDCG before and after the fine stage, for each dataset. Crosses in the strip below a dataset mark "
+        "points without a result; why stands in the csv. Open markers are runs that their time limit stopped."
+    ),
+}
+"""For each function of c2f/figures.py how its figures are read."""
+
+COLUMNS = {
+    "runs": "how many seeds have a result, and of how many",
+    "status": "ok, or what happened to how many runs; the reasons are listed below",
+    "numbers": "values that the method's paper counts",
+    "stored": "bytes of every array of the artifact: all that the model is rebuilt from",
+    "serving": "stored, and the smaller of the training graph and a cached table where scores need one of them",
+    "recall, ndcg": "on the test pairs, all items ranked: mean over seeds ± standard deviation; the best of each "
+    "dataset and budget is bold",
+    "seconds": "training, mean over seeds",
+    "with starts": "seconds, and those of the runs that it starts from",
+    "peak memory": "of the training process, the largest over seeds",
+}
+"""The columns of the main table as it is printed."""
+
+
+def table_caption() -> str:
+    """Return what the columns of main.csv mean, in one paragraph."""
+    legend = "; ".join(f"{name}: {meaning}" for name, meaning in COLUMNS.items())
+    return f"Every dataset, budget and method, unrounded, sizes in bytes. {legend[0].upper()}{legend[1:]}."
+
+
+def figure_caption(draw: str, data: Iterable[tuple[str, str, bool]], seeds: Iterable[int]) -> str:
+    """Return how a figure is read and what is behind it. data: each set's name, protocol, and whether it is made up."""
+    return f"{FIGURES[draw]} {_sentence(data_in_words(data))} {_sentence(seeds_in_words(seeds))}"
+
+
+def data_in_words(data: Iterable[tuple[str, str, bool]]) -> str:
+    """Return `data: blocks (made up, protocol given), ...`, and what may be concluded from made-up data."""
+    data = list(data)
+    named = [f"{name} ({'made up, ' if made_up else ''}protocol {protocol})" for name, protocol, made_up in data]
+    warning = "; nothing is to be concluded from made-up data" if any(made_up for *_, made_up in data) else ""
+    return f"data: {', '.join(named)}{warning}"
+
+
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    """Return the seeds and what is drawn over them; one seed says nothing of the noise between seeds."""
+    seeds = sorted(seeds)
+    if len(seeds) == 1:
+        return f"one seed ({seeds[0]}): how far another would lie from it is not known"
+    return f"mean over {len(seeds)} seeds ({', '.join(map(str, seeds))}), bars: one standard deviation"
+
+
+def metric_in_words(metric: str) -> str:
+    """Return `Recall@20` for recall@20."""
+    name, _, k = metric.partition("@")
+    return f"{ {'recall': 'Recall', 'ndcg': 'NDCG'}.get(name, name) }@{k}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
