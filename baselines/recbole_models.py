@@ -98,6 +98,8 @@ class RecBoleModel(EmbeddingMethod):
             check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
             known = known_settings(self.model)
             check_keys(self.settings, known, f"the settings of RecBole's {self.model}")
+            eval_step = self.settings.get("eval_step", 1)
+            check(eval_step >= 1, "eval_step", eval_step, "at least 1: RecBole chooses the epoch by its evaluations")
 
     @classmethod
     def from_budget(cls, budget, graph, params):
@@ -179,7 +181,7 @@ class RecBoleScores:
             every = torch.arange(self.num_items + 1, device=users.device)
             pairs = [Interaction({uid: user.expand(len(every)), iid: every}) for user in users]
             flat = torch.cat([self.model.predict(one).view(-1) for one in pairs])
-        return flat.view(len(users), -1)[:, 1:].float().clone()
+        return flat.view(len(users), -1)[:, 1:].float()
 
 
 # What crosses over ----------------------------------------------------------------------------------------------------
@@ -266,7 +268,10 @@ def train(config, train_pairs, valid_pairs, seed, trainer):
             raise TimeoutError
 
     with contextlib.closing(theirs.tensorboard), contextlib.suppress(TimeoutError):
-        theirs.fit(*parts[:2], verbose=False, saved=not trains_itself, callback_fn=stop_when_out_of_time)
+        if trains_itself:
+            theirs.fit(*parts[:2], verbose=False, saved=False)
+        else:
+            theirs.fit(*parts[:2], verbose=False, callback_fn=stop_when_out_of_time)
     best_epoch = 1
     if not trains_itself:
         best = torch.load(theirs.saved_model_file, map_location=config["device"])

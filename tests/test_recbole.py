@@ -24,6 +24,7 @@ from baselines.recbole_models import (
     isolated,
     make_config,
     make_dataset,
+    make_model,
     named_errors,
     train,
     trained_state,
@@ -135,6 +136,8 @@ def test_a_validation_part_without_pairs_is_named():
             "unknown key 'sample_nums' in train_neg_sample_args of",
         ),
         ({"settings": {"topk": [10]}}, "unknown key 'topk'"),
+        ({"settings": {"eval_step": 0}}, "eval_step = 0, but it must be at least 1"),
+        ({"settings": 64}, "methods.x.params.settings = 64 is not a mapping"),
         ({"num_layers": 3}, "num_layers = 3, but it must be 0"),
         ({"item_bias": True}, "item_bias = True"),
         ({"epochs": 0}, "epochs = 0"),
@@ -312,6 +315,18 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same():
     assert not np.allclose(one, other)
 
 
+def test_the_seed_of_its_construction_decides_all_three_generators():
+    graph, _ = random_split()
+    after = []
+    with isolated():
+        config = make_config(params("BPR"), CPU)
+        pairs = make_dataset(config, graph.train).build()[0]
+        for _ in range(2):
+            make_model(config, pairs, seed=3)
+            after.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
+    assert after[0] == after[1]
+
+
 def test_a_model_whose_saved_weights_do_not_give_its_scores_back_is_not_kept(monkeypatch):
     monkeypatch.setattr(recbole_models, "trained_state", lambda model, seed: damaged(trained_state(model, seed)))
     with pytest.raises(MethodError, match="what RecBole saves of BPR does not give its scores back"):
@@ -326,6 +341,7 @@ def test_out_of_time_it_keeps_the_best_epoch_so_far():
     method, trainer = fitted("BPR", random_split(), max_seconds=1e-6, epochs=50)
     assert trainer.timed_out
     assert (method.details["epochs"], method.details["best_epoch"]) == (1, 1)
+    assert not fitted("EASE", random_split(), max_seconds=1e-6)[1].timed_out  # it is what it is at once
 
 
 def test_what_goes_wrong_inside_recbole_is_named_and_out_of_memory_stays_what_it_is():

@@ -302,71 +302,53 @@ def test_a_caption_says_how_to_read_the_figure_what_is_made_up_and_how_many_seed
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
 
-# datasets x (methods without a budget + methods x budgets + ablations) x seeds, and the coarse runs that C2F needs
-JOBS = {
-    "config.yaml": {
-        "download": 2,
-        "prepare": 2,
-        "resolve": 6
-        + 1
-        + (6 + 5 + 4),  # the grid's, c2f-coarse, and the ablations': coarse, shared, 100+n without 100+100
-        "train": 2 * (2 + 4 * 10 + (6 + 5 + 4)) * 3 + 2 * 10 * 3,
-        "evaluate": 2 * (2 + 4 * 10 + (6 + 5 + 4)) * 3,
-        "collect": 2,
-        "figure": 3,
-    },
-    "smoke.yaml": {
-        "download": 1,
-        "prepare": 1,
-        "resolve": 6 + 1 + (3 + 2 + 1),
-        "train": 1 * (2 + 4 * 3) * 2 + (3 + 2 + 1) * 1 + 3 * 2,  # one seed for the ablations
-        "evaluate": 1 * (2 + 4 * 3) * 2 + (3 + 2 + 1) * 1,
-        "collect": 1,
-        "figure": 3,
-    },
-    "small.yaml": {
-        "download": 2,
-        "prepare": 2,
-        "resolve": 6 + 1,
-        "train": 2 * (2 + 4 * 3) * 1 + 2 * 3 * 1,
-        "evaluate": 2 * (2 + 4 * 3) * 1,
-        "collect": 2,
-        "figure": 1,
-    },
-    "gowalla.yaml": {
-        "download": 1,
-        "prepare": 1,
-        "resolve": 4,
-        "train": 4,  # the coarse runs stand in the grid themselves
-        "evaluate": 4,
-        "collect": 1,
-        "figure": 1,
-    },
-}
+CONFIGS = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", JOBS)
-def test_a_dry_run_has_as_many_jobs_as_the_grid_has_cells(checkout, file):
-    expected = {**JOBS[file], "table": 1, "report": 1, "all": 1}
+def test_a_grid_has_a_run_for_each_cell_and_those_that_they_start_from():
+    whole = grid(
+        {
+            "grid": {
+                "datasets": ["gowalla", "blocks"],
+                "methods": ["popularity", "hashing", "c2f"],
+                "budgets": ["numbers-12800", "bytes-1MB"],
+                "seeds": [1, 2, 3],
+                "figures": ["ablation_fine_count"],
+            }
+        }
+    )
+    cells = 1 + 2 * 2 + (5 + 1)  # popularity; two methods at two budgets; c2f-100+n and c2f-coarse-100
+    assert len(whole.asked) == 2 * cells * 3
+    assert len(whole.trained) == 2 * (cells + 2) * 3  # c2f-coarse at two budgets; c2f-100+n start from what is there
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_a_dry_run_has_as_many_jobs_as_the_grid_has_runs(checkout, file):
+    whole = grid(file=file)
+    each = {rule: len(whole.datasets) for rule in ("download", "prepare", "collect")}
+    runs = {"train": len(whole.trained), "evaluate": len(whole.asked)}
+    once = {"resolve": len({run.method for run in whole.trained}), "figure": len(whole.figures)}
+    expected = {**each, **runs, **once, "table": 1, "report": 1, "all": 1}
     done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
     assert done.returncode == 0, done.stderr
     assert job_counts(done.stdout + done.stderr) == {**expected, "total": sum(expected.values())}
 
 
-def test_every_config_file_is_counted_here():
-    assert sorted(JOBS) == sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+def test_config_readme_counts_the_training_jobs_of_every_file():
+    table = re.findall(r"^\| `(\w+\.yaml)` \|.*\| (\d+) \|", (ROOT / "config" / "README.md").read_text(), re.MULTILINE)
+    assert {file: int(count) for file, count in table} == {file: len(grid(file=file).trained) for file in CONFIGS}
 
 
 def test_training_never_reads_the_test_pairs(checkout):
     training = [job for job in jobs(dry_run(checkout, "config/small.yaml")) if job["rule"] == "train"]
-    assert len(training) == JOBS["small.yaml"]["train"]
+    assert len(training) == len(grid(file="small.yaml").trained)
     for job in training:
         assert "train.parquet" in job["inputs"] and "test" not in job["inputs"]
 
 
 def test_a_bare_snakemake_runs_everything(checkout):
     done = snakemake(checkout, "-n", "--configfile", "config/gowalla.yaml", "--quiet", "rules")
-    assert job_counts(done.stdout + done.stderr)["train"] == JOBS["gowalla.yaml"]["train"]
+    assert job_counts(done.stdout + done.stderr)["train"] == 4  # the coarse runs stand in the grid themselves
 
 
 def test_the_shell_command_that_collects_stays_far_below_its_limit():
