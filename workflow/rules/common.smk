@@ -22,7 +22,7 @@ from c2f.errors import C2FError
 from c2f.grid import Grid, Run, module_file, read_config
 
 try:
-    files = [read_config(file) for file in workflow.configfiles]  # those of --configfile first
+    files = list(map(read_config, workflow.configfiles))  # --configfile comes first
     order = [name for file in files[-1:] + files for name in file.get("methods", {})]
     GRID = Grid(config, ROOT / "workflow" / "schemas" / "config.schema.yaml", order)
     GRID.check_entries(Path(".snakemake", "checked-methods"))
