@@ -354,7 +354,8 @@ def test_a_file_where_the_folder_should_be_is_named(server, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_download_goes_on_where_it_was(server, tmp_path, how):
     server.cut_after, server.stall, server.faulty = 100_000, True, 1
-    code = f"from c2f.download import *; download('toy', {spec_of(server)!r}, Path({str(tmp_path)!r}))"
+    heeding = "from signal import *; signal(SIGINT, default_int_handler)"  # a shell's background jobs ignore it
+    code = f"{heeding}; from c2f.download import *; download('toy', {spec_of(server)!r}, Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     part = tmp_path / "train.txt.part"
     deadline = time.monotonic() + 20
