@@ -108,7 +108,7 @@ class LEGCF(EmbeddingMethod):
             self.assign(*self._first_assignment(trainer))
             if update is not None:
                 trainer.run(self, "fixed assignment", keep="last", max_epochs=self.params.first_stage_epochs)
-                trainer.run(self, "updated assignment", each_epoch=update)
+                trainer.run(self, "updated assignment", each_epoch=update, start_counts=False)
             else:
                 trainer.run(self, "fixed assignment")
         self.details["used_codes"] = int(self.codes[self.weights > 0].unique().numel())

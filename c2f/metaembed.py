@@ -156,7 +156,7 @@ class C2FMetaEmbed(EmbeddingMethod):
         self.details["fine_nonzero_at_start"] = int((self._sparse_fine() != 0).sum())
         if self.params.update:
             trainer.run(self, "fixed bridge", keep="last")
-            trainer.run(self, "updated bridge", each_epoch=self.update_bridge)
+            trainer.run(self, "updated bridge", each_epoch=self.update_bridge, start_counts=False)
         else:
             trainer.run(self, "fixed bridge")
         self.details["fine_nonzero"] = int((self._sparse_fine() != 0).sum())

@@ -67,7 +67,11 @@ class TrainingSettings:
 
 @dataclass
 class StageReport:
-    """What one stage did; `stopped_by` is one of patience, epochs, time, condition."""
+    """What one stage did; `stopped_by` is one of patience, epochs, time, condition.
+
+    max_epochs: where it would have ended, in this stage (the setting may change before an interrupted run goes on);
+    best_value: -inf where nothing was evaluated.
+    """
 
     name: str
     metric: str
@@ -75,6 +79,7 @@ class StageReport:
     best_epoch: int = 0
     best_value: float = -math.inf
     stopped_by: str = ""
+    max_epochs: int = 0
     steps: int = 0
     seconds: float = 0.0
     seconds_per_epoch: float = 0.0
@@ -132,7 +137,7 @@ class Trainer:
         *,
         each_epoch: Callable[[], None] | None = None,
         keep: Literal["best", "last"] = "best",
-        until: Callable[[], bool] | None = None,
+        start_counts: bool = True,
         each_step: Callable[[], bool] | None = None,
         max_epochs: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -142,9 +147,11 @@ class Trainer:
 
         each_epoch: called in the first batch of every epoch, after its backward pass and before the weights move, so
         that batch still follows the old state (METHODS.md 3.6);
-        until: asked after every epoch, ends the stage when true; each_step: the same after every step, in mid-epoch;
+        each_step: asked after every step, ends the stage when true;
         max_epochs: of this stage, in place of the setting's;
         keep: leave the method with its best evaluated weights, or with the last;
+        start_counts: False for a stage that is judged by its own epochs alone: the state that it starts from is
+        evaluated, but is not its best (METHODS.md 3.6);
         optimizer: in place of Adam at the setting's learning rate, which serves all stages of the same parameters;
         early_stopping: False for a stage whose end validation does not decide.
         Raises DivergedError when a loss is not finite.
@@ -161,12 +168,16 @@ class Trainer:
         if self._resume is not None:
             report, best, since_best = self._take_up(method)
         else:
-            best = self._evaluate(method, report, math.nan)
+            self._evaluate(method, report, math.nan)
+            if start_counts:
+                best = _copied(method) if keep == "best" else None
+            else:
+                report.best_value = -math.inf
         self.reports.append(report)
         step = _Step(method, self.graph, self.settings)
-        report.collapsed = step.collapsed
+        report.collapsed, report.max_epochs = step.collapsed, max_epochs
         with _deferred_interrupt() as interrupted, self._progress_bar(report, max_epochs) as bar:
-            while not self._finished(report, since_best if early_stopping else 0, max_epochs, until):
+            while not self._finished(report, since_best if early_stopping else 0, max_epochs):
                 began = time.perf_counter()
                 epoch = report.epochs + 1
                 loss = self._train_epoch(method, step, stage, epoch, parameters, each_epoch, each_step, report)
@@ -176,14 +187,15 @@ class Trainer:
                 bar.update()
                 if epoch % self.settings.evaluate_every == 0 or epoch == max_epochs or report.stopped_by:
                     improved = self._evaluate(method, report, loss)
-                    since_best = 0 if improved is not None else since_best + 1
-                    best = improved if improved is not None else best
+                    since_best = 0 if improved else since_best + 1
+                    if improved and keep == "best":
+                        best = _copied(method)
                     bar.set_postfix_str(f"loss {loss:.4f}, {report.metric} {self.curve[-1][report.metric]:.4f}")
                 stop = interrupted.is_set
                 self._write_checkpoint(method, index, best, since_best, now=stop)
                 if stop:
                     raise KeyboardInterrupt
-        if keep == "best" and best is not None:
+        if best is not None:
             method.load_state_dict(best)
             method.state_changed()
         return report
@@ -211,7 +223,7 @@ class Trainer:
             return report.steps == num_batches
 
         of_stages, self._optimizer = self._optimizer, optimizer
-        while not self._finished(report, 0, num_batches, None):
+        while not self._finished(report, 0, num_batches):
             self._train_epoch(method, step, stream, report.epochs + 1, parameters, None, enough, report)
             report.epochs += 1
         self._optimizer = of_stages
@@ -225,12 +237,10 @@ class Trainer:
         if [id(parameter) for parameter in current] != [id(parameter) for parameter in parameters]:
             self._optimizer = torch.optim.Adam(parameters, lr=self.settings.lr)
 
-    def _finished(self, report: StageReport, since_best: int, max_epochs: int, until) -> bool:
+    def _finished(self, report: StageReport, since_best: int, max_epochs: int) -> bool:
         if report.stopped_by:
             return True
-        if until is not None and report.epochs and until():
-            report.stopped_by = "condition"
-        elif since_best >= self.settings.patience:
+        if since_best >= self.settings.patience:
             report.stopped_by = "patience"
         elif report.epochs >= max_epochs:
             report.stopped_by = "epochs"
@@ -275,8 +285,8 @@ class Trainer:
         return total / done
 
     @torch.no_grad()
-    def _evaluate(self, method, report: StageReport, loss: float) -> dict | None:
-        """Add a row to the curve; return a copy of the method's state if it is strictly the stage's best so far."""
+    def _evaluate(self, method, report: StageReport, loss: float) -> bool:
+        """Add a row to the curve; return whether the method's state is strictly the stage's best so far."""
         ks = sorted({int(name.split("@")[1]) for name in VALIDATION_METRICS})
         scores = means(self.validate(method, ks))
         values = {name: scores.get(name, 0.0) for name in VALIDATION_METRICS}
@@ -284,9 +294,9 @@ class Trainer:
             {"stage": report.name, "epoch": report.epochs, "seconds": round(self.seconds(), 3), "loss": loss, **values}
         )
         if values[report.metric] <= report.best_value:
-            return None
+            return False
         report.best_value, report.best_epoch = values[report.metric], report.epochs
-        return copy.deepcopy(method.state_dict())
+        return True
 
     @torch.no_grad()
     def validate(self, method: EmbeddingMethod, ks) -> dict[str, np.ndarray]:
@@ -349,7 +359,7 @@ class Trainer:
 
 
 class _Step:
-    """The loss of one batch: through the graph, or on the collapsed form where that is cheaper (DESIGN.md 6)."""
+    """The loss of one batch: through the graph, or on the collapsed form where that is cheaper."""
 
     def __init__(self, method: EmbeddingMethod, graph: TrainingGraph, settings: TrainingSettings):
         self.method, self.graph, self.settings = method, graph, settings
@@ -407,7 +417,7 @@ class _Step:
 
 
 class _TripleMargins(torch.autograd.Function):
-    """score(u, i) - score(u, j) per triple; the gradient is one sparse symmetric product with the table."""
+    """score(u, i) - score(u, j) per triple, without the (B, d) copies of rows that autograd would keep."""
 
     @staticmethod
     def forward(ctx, final, user, positive, negative):
@@ -429,6 +439,10 @@ class _TripleMargins(torch.autograd.Function):
 def triple_margins(final: torch.Tensor, user, positive, negative) -> torch.Tensor:
     """Return <h_u, h_i> - <h_u, h_j> for node ids (B,) of a table (N, d): (B,)."""
     return _TripleMargins.apply(final, user, positive, negative)
+
+
+def _copied(method: EmbeddingMethod) -> dict:
+    return copy.deepcopy(method.state_dict())
 
 
 def pick_device(wanted: str) -> torch.device:

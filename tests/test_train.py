@@ -230,12 +230,18 @@ def test_the_last_epoch_is_evaluated_also_between_two_regular_evaluations(blocks
     assert [row["epoch"] for row in trainer.curve] == [0, 2, 3]
 
 
-def test_a_stage_may_have_fewer_epochs_than_the_setting_and_end_on_a_condition(blocks):
+def test_a_stage_may_have_fewer_epochs_than_the_setting(blocks):
     trainer, method = make(blocks, max_epochs=9, evaluate_every=1)
-    assert trainer.run(method, "short", max_epochs=2).epochs == 2
-    count = []
-    report = trainer.run(method, "until", each_epoch=lambda: count.append(1), until=lambda: len(count) >= 3)
-    assert (report.epochs, report.stopped_by) == (3, "condition")
+    report = trainer.run(method, "short", max_epochs=2)
+    assert (report.epochs, report.max_epochs) == (2, 2)
+
+
+def test_a_stage_judged_by_its_own_epochs_may_end_below_its_start(blocks, scripted):
+    trainer, method = make(blocks, max_epochs=100, patience=2)
+    states = scripted(trainer, method, [0.9, 0.1, 0.3, 0.2, 0.2])  # epochs 0, 2, 4, 6, 8
+    report = trainer.run(method, "updated", start_counts=False)
+    assert (report.epochs, report.best_epoch, report.best_value) == (8, 4, 0.3)
+    assert equal(copied(method), states[2])
 
 
 def test_a_stage_may_end_in_mid_epoch_with_an_optimiser_of_its_own_and_without_early_stopping(blocks):
