@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.nn.functional import batch_norm, mish
 
-from c2f.api import HASH_PRIME, BudgetError, EmbeddingMethod, check, hash_constants, universal_hash
+from c2f.api import HASH_PRIME, BudgetError, EmbeddingMethod, TableParams, check, hash_constants, universal_hash
 
 EPSILON = 1e-5
 HASHES_PER_UNIT = 4
@@ -46,14 +46,9 @@ class DHE(EmbeddingMethod):
     encoding: torch.Tensor
 
     @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: embedding size d; init_std: standard deviation of the initial vectors' entries.
+    class Params(TableParams):
+        """hidden_layers: n; num_hashes: k at most; num_buckets: m; encoding: distribution of the network's input."""
 
-        hidden_layers: n; num_hashes: k at most; num_buckets: m; encoding: distribution of the network's input.
-        """
-
-        dim: int = 64
-        init_std: float = 0.1
         hidden_layers: int = 2
         num_hashes: int = 256
         num_buckets: int = 1_000_000
@@ -61,8 +56,6 @@ class DHE(EmbeddingMethod):
 
         def __post_init__(self):
             super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
             check(self.hidden_layers >= 2, "hidden_layers", self.hidden_layers, "at least 2")
             even = self.num_hashes >= 2 and self.num_hashes % 2 == 0
             check(even, "num_hashes", self.num_hashes, "even and at least 2 (Box-Muller pairs them)")

@@ -36,6 +36,7 @@ from c2f.api import (
     EmbeddingMethod,
     LinearForm,
     SparseMatrix,
+    TableParams,
     assignment_matrix,
     check,
     hash_constants,
@@ -50,17 +51,7 @@ class SharedRows(EmbeddingMethod):
     counted = ("codebook",)
     codes: torch.Tensor
 
-    @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: embedding size d; init_std: standard deviation of the initial composed vectors' entries."""
-
-        dim: int = 64
-        init_std: float = 0.1
-
-        def __post_init__(self):
-            super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
+    Params = TableParams
 
     def __init__(self, codebook, address, params):
         """codebook: the initial rows; address: the few stored numbers that lead from an id to its rows."""
@@ -161,7 +152,7 @@ class QuotientRemainder(SharedRows):
     """
 
     @dataclass(frozen=True)
-    class Params(SharedRows.Params):
+    class Params(TableParams):
         """combine: how the two rows become one vector; init: variance-matched, or as in the suite recsys-benchmark."""
 
         combine: Literal["add", "multiply", "concatenate"] = "multiply"

@@ -7,27 +7,15 @@ Deviations: negatives and batch size are settings of the benchmark, the same for
 validation instead of after 1,000 epochs.
 """
 
-from dataclasses import dataclass
-
 import torch
 
-from c2f.api import EmbeddingMethod, check
+from c2f.api import EmbeddingMethod, TableParams
 
 
 class LightGCN(EmbeddingMethod):
     """A float32 vector of `dim` numbers per user and item. Raises BudgetError below 4 * dim * N bytes."""
 
-    @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: embedding size d; init_std: standard deviation of the initial normal weights."""
-
-        dim: int = 64
-        init_std: float = 0.1
-
-        def __post_init__(self):
-            super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
+    Params = TableParams
 
     @classmethod
     def from_budget(cls, budget, graph, params):

@@ -21,12 +21,11 @@ Deviations, with reasons:
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from c2f.api import BudgetError, EmbeddingMethod, check
+from c2f.api import BudgetError, EmbeddingMethod, TableParams
 
 
 class TensorTrain(EmbeddingMethod):
@@ -37,17 +36,7 @@ class TensorTrain(EmbeddingMethod):
 
     counted = ("core_1", "core_2", "core_3")
 
-    @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: embedding size d; init_std: standard deviation of the initial vectors' entries."""
-
-        dim: int = 64
-        init_std: float = 0.1
-
-        def __post_init__(self):
-            super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
+    Params = TableParams
 
     @classmethod
     def from_budget(cls, budget, graph, params):

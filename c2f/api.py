@@ -7,7 +7,6 @@ from c2f.codebook import (
     assignment_matrix,
     closest_codes,
     coarse_codes,
-    feasible_codes,
     feasible_nonzeros,
     hash_constants,
     id_array,
@@ -18,7 +17,7 @@ from c2f.codebook import (
 )
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph, expanded_adjacency, propagate
-from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TrainingGraph, load_start
+from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, TrainingGraph, load_start
 from c2f.ops import SparseMatrix, activate, concatenate, soft_threshold
 from c2f.pruning import Survival, fingerprint, search, survivors
 from c2f.settings import check
@@ -35,6 +34,7 @@ __all__ = [
     "MethodError",
     "SparseMatrix",
     "Survival",
+    "TableParams",
     "TrainingGraph",
     "activate",
     "anchored_assignment",
@@ -45,7 +45,6 @@ __all__ = [
     "concatenate",
     "did_you_mean",
     "expanded_adjacency",
-    "feasible_codes",
     "feasible_nonzeros",
     "fingerprint",
     "hash_constants",

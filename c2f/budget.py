@@ -58,15 +58,12 @@ class Budget:
             raise BudgetError(needs=needs, budget=self)
 
     def require_size(self) -> None:
-        """Raise ConfigError for `full`, from which a method that fills its budget can take no size."""
+        """Raise BudgetError for `full`, from which a method that fills its budget can take no size."""
         if self.kind == "full":
-            raise ConfigError(
-                "budget 'full' sets no size for a method that fills its budget; give it numbers-... or bytes-... "
-                "under `budgets`, or its size in `params`"
-            )
+            raise BudgetError(needs=None, budget=self)
 
     def values(self) -> int:
-        """Return how many float32 values fit. Raises ConfigError for `full`."""
+        """Return how many float32 values fit. Raises BudgetError for `full`."""
         self.require_size()
         return int(self.amount) // self.measure(numbers=1, nbytes=4)
 

@@ -77,7 +77,7 @@ def feasible_codes(budget, per_code, fixed, at_least: int = 1) -> int:
     """Return how many codes fit the budget; ids are stored in the smallest type that holds them.
 
     per_code, fixed: functions of an id's bytes that return (numbers, bytes) of one code and of everything else.
-    Raises BudgetError where `at_least` codes do not fit, ConfigError for the budget `full`.
+    Raises BudgetError where `at_least` codes do not fit, and for the budget `full`.
     """
     budget.require_size()
 

@@ -37,11 +37,19 @@ def did_you_mean(name: str, known) -> str:
 class BudgetError(C2FError):
     """A budget below what a method can do (recorded as status `infeasible`).
 
-    needs: the least feasible amount, in the unit of `budget` (bytes, or numbers).
+    needs: the least feasible amount, in the unit of `budget` (bytes, or numbers); None where `budget` is `full` and the
+    method fills what it is given.
     """
 
-    def __init__(self, needs: int, budget):
-        self.needs, self.budget = int(needs), budget
+    def __init__(self, needs: int | None, budget):
+        self.needs, self.budget = needs, budget
+        if needs is None:
+            super().__init__(
+                f"budget {budget} sets no size for a method that fills its budget; give it numbers-... or bytes-... "
+                "under `budgets`, or its size in `params`"
+            )
+            return
+        self.needs = int(needs)
         unit = "numbers" if budget.kind == "numbers" else "bytes"
         super().__init__(
             f"budget {budget} is below the {self.needs:,} {unit} that this method needs here; "

@@ -100,7 +100,7 @@ class EmbeddingMethod(torch.nn.Module):
         return Embeddings(ego, propagate(ego, graph.operator, self.params.num_layers))
 
     def linear_form(self, graph: TrainingGraph) -> LinearForm | None:
-        """Return the collapsed form where the method has one with few rows, else None (DESIGN.md section 6)."""
+        """Return the collapsed form where the method has one with few rows, else None."""
         return None
 
     def penalty(self, user, positive, negative) -> torch.Tensor | None:
@@ -135,6 +135,19 @@ class EmbeddingMethod(torch.nn.Module):
         final = np.ascontiguousarray(cls.restore(arrays, params, graph).final, dtype=np.float32)
         bias = torch.from_numpy(arrays["item_bias"]).to(device) if "item_bias" in arrays else None
         return DotProducts.of_nodes(torch.from_numpy(final).to(device), graph.num_users, bias)
+
+
+@dataclass(frozen=True)
+class TableParams(EmbeddingMethod.Params):
+    """dim: embedding size d; init_std: standard deviation of the initial layer-0 vectors' entries."""
+
+    dim: int = 128
+    init_std: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.dim >= 1, "dim", self.dim, "at least 1")
+        check(self.init_std > 0, "init_std", self.init_std, "above 0")
 
 
 def load_start(method: EmbeddingMethod, start: dict | None, names) -> None:
@@ -185,7 +198,8 @@ def build(cls: type[EmbeddingMethod], budget: Budget, graph: Graph, params, seed
             method = cls.from_budget(budget.less(bias_bytes), graph, params)
         except BudgetError as error:
             extra = budget.measure(numbers=0, nbytes=bias_bytes)
-            raise BudgetError(needs=error.needs + extra, budget=budget) from None
+            needs = None if error.needs is None else error.needs + extra
+            raise BudgetError(needs=needs, budget=budget) from None
     if params.item_bias:
         method.item_bias = torch.nn.Parameter(torch.zeros(graph.num_items))
     return method

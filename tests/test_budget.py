@@ -79,7 +79,7 @@ def test_require_names_what_is_needed_in_the_unit_of_the_budget():
 
 def test_nothing_is_too_large_for_full():
     Budget.parse("full").require(numbers=10**12, nbytes=4 * 10**12)
-    with pytest.raises(ConfigError, match=r"'full' sets no size .* `budgets`"):
+    with pytest.raises(BudgetError, match=r"full sets no size .* `budgets`"):
         Budget.parse("full").values()
 
 

@@ -76,7 +76,7 @@ def test_quotient_remainder_needs_two_square_roots_of_n_rows(num_nodes, rows):
 
 @ALL
 def test_a_full_budget_sets_no_size(variant):
-    with pytest.raises(ConfigError, match="sets no size"):
+    with pytest.raises(BudgetError, match="sets no size"):
         made(variant, "full")
 
 

@@ -9,7 +9,7 @@ import torch
 from baselines.pep import PEP, PEPSearch
 from c2f.budget import Budget, Footprint
 from c2f.codebook import sparse_bytes
-from c2f.errors import ConfigError, MethodError
+from c2f.errors import BudgetError, ConfigError, MethodError
 from c2f.method import build, export_arrays
 from c2f.pruning import fingerprint
 from c2f.train import Trainer, TrainingSettings
@@ -240,7 +240,7 @@ def test_below_what_the_search_reached_the_largest_margins_stay(blocks, searched
 
 
 def test_it_wants_a_size_and_a_search_of_its_own_size(blocks, searched):
-    with pytest.raises(ConfigError, match="'full' sets no size"):
+    with pytest.raises(BudgetError, match="full sets no size"):
         pep(blocks, "full")
     with pytest.raises(MethodError, match="starts_from"):
         pep(blocks, "numbers-300").fit(trainer(blocks))
