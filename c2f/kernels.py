@@ -28,7 +28,10 @@ def balanced_chunks(indptr: np.ndarray) -> np.ndarray:
 def multiply(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, chunks: np.ndarray, x: np.ndarray
 ) -> np.ndarray:
-    """Return csr @ x for x (n, w) float32 in C order, w one of WIDTHS. A row is summed by one thread, in csr order."""
+    """Return csr @ x for x (n, w) float32 in C order, w one of WIDTHS. A row is summed by one thread, in csr order.
+
+    The indices must be below n: the compiled loop does not check them.
+    """
     product = np.empty((len(indptr) - 1, x.shape[1]), dtype=np.float32)
     _product(x.shape[1])(indptr, indices, data, chunks, x, product)
     return product
@@ -36,7 +39,7 @@ def multiply(
 
 @cache
 def _product(width: int):
-    @numba.njit(parallel=True, fastmath=True, cache=True)
+    @numba.njit(parallel=True, fastmath={"contract"}, cache=True)
     def product_of_chunks(indptr, indices, data, chunks, x, product):
         for chunk in numba.prange(len(chunks) - 1):
             total = np.empty(width, np.float32)

@@ -53,6 +53,8 @@ class _Csr:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """Return this matrix times x (n, d), outside autograd."""
+        if x.shape[0] != self._tensor.shape[1]:
+            raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot multiply {tuple(x.shape)}")
         x = x.contiguous()
         if x.device.type != "cpu":
             return self._tensor @ x

@@ -4,6 +4,7 @@ The latter where pymetis is not installed, or METIS leaves parts empty, as it do
 """
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,41 @@ def partition(graph: Graph, num_parts: int, seed: int, folder: Path | None = Non
     """Return (parts, engine): the part of every node (N,) int32, and which partitioner made it.
 
     Users and items together, edges unweighted, node counts balanced (METHODS.md 3.3). With a folder, the result is kept
-    there under a name that holds the pairs' hash, the number of parts and the seed, so it never serves another request.
+    there under a name that holds the pairs' hash, the number of parts and the seed, so it never serves another request;
+    what was made without METIS, or by another version of it, is made anew where METIS is installed.
     """
     if folder is None:
         return _compute(graph, num_parts, seed)
     pairs = hashlib.sha256(graph.train.user.tobytes() + graph.train.item.tobytes()).hexdigest()[:12]
     path = Path(folder) / f"partition-{num_parts}-{seed}-{pairs}.npz"
-    if not path.exists():
+    if not path.exists() or _is_stale(_load(path)[1]):
         parts, engine = _compute(graph, num_parts, seed)
         with write_atomically(path) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, parts=parts, engine=np.array(engine))
-    try:
-        stored = read_npz(path)
-        parts, engine = stored["parts"], str(stored["engine"])
-    except ZIP_ERRORS as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+    parts, engine = _load(path)
     if parts.shape != (graph.num_nodes,) or parts.min() < 0 or parts.max() >= num_parts:
         raise DataError(f"{path} does not hold {num_parts} parts of {graph.num_nodes} nodes; delete it")
     return parts, engine
+
+
+def _load(path: Path) -> tuple[np.ndarray, str]:
+    try:
+        stored = read_npz(path)
+        return stored["parts"], str(stored["engine"])
+    except ZIP_ERRORS as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _is_stale(engine: str) -> bool:
+    if importlib.util.find_spec("pymetis") is None:
+        return False
+    return engine == "spectral" or (engine.startswith("pymetis") and engine != _metis())
+
+
+def _metis() -> str:
+    import pymetis
+
+    return f"pymetis {pymetis.version}"
 
 
 def _compute(graph: Graph, num_parts: int, seed: int) -> tuple[np.ndarray, str]:
@@ -51,7 +69,7 @@ def _compute(graph: Graph, num_parts: int, seed: int) -> tuple[np.ndarray, str]:
     _, parts = pymetis.part_graph(num_parts, neighbours, options=options)
     if len(np.unique(parts)) < num_parts:  # METIS does this where a part is to hold only a few nodes
         return spectral_parts(graph.adjacency, num_parts, seed), "spectral, as METIS left parts empty"
-    return np.asarray(parts, dtype=np.int32), f"pymetis {pymetis.version}"
+    return np.asarray(parts, dtype=np.int32), _metis()
 
 
 def spectral_parts(adjacency: sp.csr_array, num_parts: int, seed: int) -> np.ndarray:

@@ -124,7 +124,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that says how a run was made and how it ended; the fields of run.json (SPEC in docs of `train`)."""
+    """Everything that says how a run was made and how it ended; the fields of run.json."""
 
     status: str
     reason: str | None
@@ -171,7 +171,7 @@ def peak_rss_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide numbers."""
-    names = ["torch", "numpy", "scipy", "scikit-learn", "pymetis"]
+    names = ["torch", "numba", "numpy", "scipy", "scikit-learn", "pymetis", "recbole"]
     found = {name: metadata.version(name) for name in names if _installed(name)}
     return {"python": platform.python_version(), **found}
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import shlex
 import sys
 import time
@@ -31,8 +32,12 @@ SCORED = ("ok", "timeout")
 """The statuses whose artifact holds a trained model."""
 LIMITS = ("max_epochs", "max_seconds", "patience")
 """Settings that only say when to stop: they may change before an interrupted run is taken up again."""
-ARTIFACT_INFO = ("status", "reason", "uses", "params", "dataset", "train_sha256")
+ARTIFACT_INFO = ("status", "reason", "method", "uses", "params", "device", "dataset", "train_sha256", "valid_sha256")
 """What is read of an artifact's info."""
+NO_SHAPE_SHOWS = {"num_layers", "activation"}
+"""Parameters that a run must share with the one it starts from; others show in the shapes of its arrays."""
+NOT_TRAINING = ("__init__", "__main__", "captions", "data", "download", "figures", "grid", "report")
+"""Modules of this package that cannot change a trained model; an interrupted run is taken up again by the others'."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class ResolvedMethod:
     uses: str
     params: dict
     training: dict
-    starts_from: str | dict | None
+    starts_from: dict | None
     source_sha256: str
 
     @property
@@ -59,7 +64,7 @@ def resolve(name: str, entry: dict, training: dict, output: Path) -> None:
 
 def resolved_method(name: str, entry: dict, training: dict) -> ResolvedMethod:
     """Return a method's entry with all defaults, checked against its class. Raises ConfigError."""
-    allowed = ("uses", "params", "training", "starts_from", "budgets", "like")
+    allowed = ("uses", "params", "training", "starts_from")
     for key in entry:
         if key not in allowed:
             raise ConfigError(f"unknown key {key!r} in methods.{name}; known: {', '.join(allowed)}")
@@ -108,6 +113,7 @@ def train(
     continues from its checkpoint when it is called again with the same inputs.
     """
     keep_freed_memory()
+    versions, commit = record.versions(), record.commit()  # now: hours later the files may be others
     budget = Budget.parse(budget_name)
     resolved = load_method(method_file)
     cls = resolved.method_class
@@ -122,9 +128,10 @@ def train(
         inputs["start"] = sha256_file(start / "artifact.npz")
     decides = {key: value for key, value in dataclasses.asdict(settings).items() if key not in LIMITS}
     given = {name: checksum for name, checksum in inputs.items() if name != "method"}
-    trained = [given, resolved.uses, resolved.params, resolved.source_sha256, decides, budget.name, seed]
+    sources = [_engine_sha256(), resolved.source_sha256]
+    trained = [given, resolved.uses, resolved.params, sources, decides, budget.name, seed]
     fingerprint = hashlib.sha256(json.dumps(trained).encode()).hexdigest()
-    begun = load_artifact(start / "artifact.npz") if start is not None else None
+    begun = _load_start(start, resolved, stats) if start is not None else None
     run_seed = seed_for(seed, stats["name"], resolved.name)
     checkpoint = output / "checkpoint.pt"
     with record.disk_errors(output):
@@ -172,10 +179,13 @@ def train(
     info = {
         "status": status,
         "reason": reason,
+        "method": resolved.name,
         "uses": resolved.uses,
         "params": resolved.params,
+        "device": settings.device,
         "dataset": stats["name"],
         "train_sha256": stats["sha256"]["train"],
+        "valid_sha256": stats["sha256"]["valid"],
         "num_users": graph.num_users,
         "num_items": graph.num_items,
         "budget": budget.name,
@@ -201,9 +211,9 @@ def train(
         peak_rss_bytes=record.peak_rss_bytes(),
         device=str(trainer.device if trainer else pick_device(settings.device)),
         threads=torch.get_num_threads(),
-        versions=record.versions(),
+        versions=versions,
         machine=record.machine(),
-        commit=record.commit(),
+        commit=commit,
         inputs_sha256=inputs,
         command=shlex.join(["python", "-m", "c2f", *sys.argv[1:]]),
         details=method.details if method is not None else {},
@@ -220,10 +230,12 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     keep_freed_memory()
     artifact = load_artifact(run / "artifact.npz")
     per_user: dict = {name: [] for name in ["user", "held_out", *(f"{m}@{k}" for k in ks for m in ("recall", "ndcg"))]}
+    stats = load_stats(data / "stats.json")
+    test_sha256 = stats["sha256"]["test"]
     if artifact.info["status"] in SCORED:
-        stats = load_stats(data / "stats.json")
         graph = Graph(load_pairs(data / "train.parquet", stats))
-        scorer = load_scorer(artifact, graph, stats, pick_device("auto"), place=run / "artifact.npz")
+        device = pick_device("cpu" if artifact.info["device"] == "cpu" else "auto")
+        scorer = load_scorer(artifact, graph, stats, device, place=run / "artifact.npz")
         masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
         held_out = load_pairs(data / "test.parquet", stats)
         per_user = evaluate.score_users(scorer, evaluate.union(masked), held_out, ks)
@@ -233,7 +245,7 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     means = evaluate.means(per_user)
     with write_atomically(output / "per_user.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
-    write_json(output / "metrics.json", {"users": len(frame), "means": means})
+    write_json(output / "metrics.json", {"users": len(frame), "means": means, "test_sha256": test_sha256})
     return means
 
 
@@ -249,16 +261,46 @@ def load_artifact(path: Path) -> Artifact:
 def load_scorer(artifact: Artifact, graph: Graph, stats: dict, device: torch.device, place: Path) -> evaluate.Scorer:
     """Return the scorer of a trained artifact on its own dataset; `place` names it in errors. Raises ArtifactError."""
     info = artifact.info
-    if info["train_sha256"] != stats["sha256"]["train"]:
-        raise ArtifactError(
-            f"{place} was trained on {info['dataset']} with other training pairs than {stats['name']} has here; "
-            "use the data it was trained on, or train it again"
-        )
+    _check_same_pairs(info, stats, place)
     cls = load_class(info["uses"])
     try:
         return cls.scorer(artifact.arrays, cls.Params(**info["params"]), graph, device)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ArtifactError(f"{place} does not hold what {info['uses']} needs ({error}); train it again") from error
+
+
+def _check_same_pairs(info: dict, stats: dict, place: Path) -> None:
+    """Raise ArtifactError where a run saw other training pairs, or was selected on other validation pairs."""
+    for part, words in [("train", "trained on {} with other training"), ("valid", "selected on other {} validation")]:
+        if info[f"{part}_sha256"] != stats["sha256"][part]:
+            raise ArtifactError(
+                f"{place} was {words.format(info['dataset'])} pairs than {stats['name']} has here; "
+                "use the data it was trained on, or train it again"
+            )
+
+
+def _load_start(folder: Path, resolved: ResolvedMethod, stats: dict) -> Artifact:
+    """Return the artifact to start from. Raises ArtifactError or ConfigError where it is not what the entry names."""
+    place, artifact = folder / "artifact.npz", load_artifact(folder / "artifact.npz")
+    info, wanted = artifact.info, resolved.starts_from
+    if wanted is None or info["method"] != wanted["method"]:
+        raise ConfigError(
+            f"--start {folder} is a run of {info['method']!r}, but {resolved.name!r} starts from "
+            f"{wanted['method'] if wanted else 'nothing'}; give that run, or change `starts_from` in the configuration"
+        )
+    _check_same_pairs(info, stats, place)
+    for name in NO_SHAPE_SHOWS & info["params"].keys() & resolved.params.keys():
+        if info["params"][name] != resolved.params[name]:
+            raise ConfigError(
+                f"{resolved.name!r} has {name} = {resolved.params[name]!r}, but {info['method']!r}, from which it "
+                f"starts, {info['params'][name]!r}; give both entries the same in `params`"
+            )
+    return artifact
+
+
+def _engine_sha256() -> str:
+    modules = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_TRAINING)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 
 def _start_arrays(artifact: Artifact | None, folder: Path | None) -> dict | None:
@@ -284,6 +326,8 @@ def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint
 
 def _stage(report: StageReport) -> dict:
     values = dataclasses.asdict(report)
+    if not math.isfinite(report.best_value):  # out of time before its first evaluation
+        values["best_value"] = None
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
 

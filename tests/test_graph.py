@@ -22,7 +22,7 @@ from c2f.codebook import (
     unpack_sparse,
 )
 from c2f.data import generate_blocks
-from c2f.errors import BudgetError, ConfigError, DataError
+from c2f.errors import BudgetError, DataError
 from c2f.graph import Graph, expanded_adjacency, normalised_adjacency, propagate, smallest_uint, symmetric_normalise
 from c2f.ops import SparseMatrix, soft_threshold
 from c2f.partition import partition, spectral_parts
@@ -97,6 +97,12 @@ def test_chunks_of_rows_cover_every_row_once_and_share_the_non_zeros():
 
 def test_an_empty_matrix_gives_zeros():
     assert (SparseMatrix(sp.csr_array((3, 5))) @ torch.ones(5, kernels.WIDTHS[0]) == 0).all()
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_a_sparse_product_refuses_a_table_of_other_rows(rows):
+    with pytest.raises(ValueError, match=r"shape \(3, 5\) cannot multiply"):
+        SparseMatrix(sp.csr_array((3, 5))) @ torch.ones(rows, kernels.WIDTHS[0])
 
 
 def test_a_sparse_product_takes_a_gradient_that_is_not_contiguous():
@@ -315,7 +321,7 @@ def test_a_fixed_number_of_codes_is_refused_where_it_does_not_fit():
 
 
 def test_the_budget_full_sizes_no_codebook():
-    with pytest.raises(ConfigError, match="budget 'full' sets no size"):
+    with pytest.raises(BudgetError, match="budget full sets no size"):
         gowalla_codes("full")
 
 
@@ -392,6 +398,18 @@ def test_without_pymetis_the_parts_are_deterministic_and_balanced_within_one_per
     assert np.array_equal(parts, partition(made_up, num_parts, seed=0)[0])
     sizes = np.bincount(parts, minlength=num_parts)
     assert abs(sizes - 240 / num_parts).max() <= math.ceil(math.log2(num_parts))
+
+
+def test_what_was_kept_without_metis_or_by_another_version_of_it_is_made_anew(made_up, tmp_path, monkeypatch):
+    pytest.importorskip("pymetis")
+    engine = partition(made_up, 4, 0, tmp_path)[1]
+    (path,) = tmp_path.iterdir()
+    for old in ("spectral", "pymetis 1999"):
+        np.savez(path, parts=np.zeros(made_up.num_nodes, np.int32), engine=np.array(old))
+        assert partition(made_up, 4, 0, tmp_path)[1] == engine
+    np.savez(path, parts=np.zeros(made_up.num_nodes, np.int32), engine=np.array("pymetis 1999"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert partition(made_up, 4, 0, tmp_path)[1] == "pymetis 1999"
 
 
 def test_the_fallback_cuts_clearly_fewer_edges_than_a_random_partition(made_up):

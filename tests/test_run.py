@@ -31,7 +31,7 @@ LEGCF = {
 COARSE = {"uses": "baselines.legcf:LEGCF", "params": {"dim": 4, "num_codes": 6}}
 C2F = {
     "uses": "c2f.metaembed:C2FMetaEmbed",
-    "starts_from": "coarse",
+    "starts_from": {"method": "coarse"},
     "params": {"dim": 4, "num_codes": 6, "fine_codes": 3, "components": 3, "threshold": 0.1},
 }
 
@@ -155,7 +155,7 @@ def test_training_never_opens_the_test_file(folder, lightgcn, run):
 
 def assert_nothing_to_evaluate(run, data):
     metrics, per_user = evaluated(run, data)
-    assert metrics == {"users": 0, "means": {}}
+    assert (metrics["users"], metrics["means"]) == (0, {})
     assert list(per_user) == ["user", "held_out", "recall@5", "ndcg@5", "recall@20", "ndcg@20"]
     assert len(per_user) == 0
 
@@ -170,6 +170,12 @@ def test_a_budget_below_what_the_method_needs_is_a_status_that_names_the_least_o
     assert Artifact.load(folder / "small" / "artifact.npz").arrays == {}
     assert_nothing_to_evaluate(folder / "small", data)
     assert trained(data, lightgcn, folder / "enough", "bytes-1728")["status"] == "ok"
+
+
+def test_no_limit_is_no_size_for_a_method_that_fills_its_budget(folder, data):
+    found = trained(data, resolved(folder, "short", {"uses": "baselines.short_vectors:ShortVectors"}), folder / "short")
+    assert found["status"] == "infeasible"
+    assert found["reason"].startswith("budget full sets no size for a method that fills its budget; give it numbers-")
 
 
 def test_a_step_size_far_too_large_is_the_status_diverged(folder, data):
@@ -245,7 +251,8 @@ def test_a_fine_run_goes_on_from_its_coarse_run_and_fails_with_the_way_out_witho
 def test_a_coarse_run_of_another_size_is_the_status_failed(folder, data):
     wide = resolved(folder, "wide", COARSE | {"params": COARSE["params"] | {"dim": 8}})
     trained(data, wide, folder / "wide")
-    found = trained(data, resolved(folder, "c2f", C2F), folder / "c2f-wide", start=folder / "wide")
+    of_wide = resolved(folder, "c2f-wide", C2F | {"starts_from": {"method": "wide"}})
+    found = trained(data, of_wide, folder / "c2f-wide", start=folder / "wide")
     assert found["status"] == "failed"
     assert "the run that C2FMetaEmbed starts from has codebook (6, 8), this one expects (6, 4)" in found["reason"]
 
@@ -276,6 +283,14 @@ def test_an_artifact_is_not_evaluated_on_another_dataset(run, folder, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_artifact_selected_on_other_validation_pairs_is_not_evaluated(run, data, tmp_path, capsys):
+    other = copy_of(run, tmp_path / "run")
+    artifact = Artifact.load(other / "artifact.npz")
+    Artifact(artifact.arrays, artifact.info | {"valid_sha256": "0"}).save(other / "artifact.npz")
+    words = {"run": other, "data": data, "ks": KS, "output": tmp_path / "out"}
+    refused(capsys, words, "selected on other toy validation pairs than toy has here", "train it again")
+
+
 def test_a_damaged_artifact_is_named_and_nothing_is_written(run, data, tmp_path, capsys):
     damaged = copy_of(run, tmp_path / "run")
     content = (damaged / "artifact.npz").read_bytes()
@@ -297,7 +312,19 @@ def test_an_artifact_that_does_not_say_what_it_is_is_refused(run, data, tmp_path
     (tmp_path / "run").mkdir()
     Artifact({"vectors": np.zeros((2, 2))}, {"status": "ok"}).save(tmp_path / "run" / "artifact.npz")
     words = {"run": tmp_path / "run", "data": data, "ks": KS, "output": tmp_path / "out"}
-    refused(capsys, words, "does not say its reason, uses, params, dataset, train_sha256", "train the run again")
+    missing = "reason, method, uses, params, device, dataset, train_sha256, valid_sha256"
+    refused(capsys, words, f"does not say its {missing};", "train the run again")
+
+
+def test_a_start_that_is_not_the_run_which_the_entry_names_is_refused(folder, data, run, tmp_path, capsys):
+    c2f = resolved(folder, "c2f", C2F)
+    assert step("train", **train_words(data, c2f, tmp_path / "c2f", start=run)) == 2
+    assert "is a run of 'lightgcn', but 'c2f' starts from coarse" in capsys.readouterr().err
+    deeper = C2F | {"params": C2F["params"] | {"num_layers": 4}}
+    trained(data, resolved(folder, "coarse", COARSE), tmp_path / "coarse")
+    words = train_words(data, resolved(folder, "deeper", deeper), tmp_path / "deeper", start=tmp_path / "coarse")
+    assert step("train", **words) == 2
+    assert "'deeper' has num_layers = 4, but 'coarse', from which it starts, 3" in capsys.readouterr().err
 
 
 def test_a_damaged_start_is_named_and_nothing_is_written(folder, data, tmp_path, capsys):
@@ -429,7 +456,7 @@ def test_an_interrupted_run_is_taken_up_again_under_another_limit(tmp_path, data
     assert len(count) == 5
 
 
-@pytest.mark.parametrize("change", ["settings", "seed", "budget", "damage"])
+@pytest.mark.parametrize("change", ["settings", "seed", "budget", "engine", "damage"])
 def test_a_checkpoint_of_another_request_or_a_damaged_one_is_not_taken_up(
     tmp_path, data, lightgcn, monkeypatch, change
 ):
@@ -441,6 +468,8 @@ def test_a_checkpoint_of_another_request_or_a_damaged_one_is_not_taken_up(
         request["seed"] = 2
     elif change == "budget":
         request["budget"] = "numbers-999"
+    elif change == "engine":
+        monkeypatch.setattr("c2f.run._engine_sha256", lambda: "edited")
     else:
         (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04 damaged")
     count = epochs_run(monkeypatch)
