@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN.md section 3), read from the source."""
+"""Who may import whom, read from the source."""
 
 import ast
 import re
