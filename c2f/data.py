@@ -1,4 +1,8 @@
-"""From published files to train, valid and test pairs: dataset settings, readers, split recipes, made-up data."""
+"""From published files to train, valid and test pairs: dataset settings, readers, split recipes, made-up data.
+
+Published ids often follow first appearance, so that neighbours are items of one user. So `prepare` renumbers users and
+items at random, after the split is drawn on the published ids; ids.csv has the published id or name of every id.
+"""
 
 import csv
 import hashlib
@@ -113,9 +117,9 @@ class DatasetSpec:
                   counted from 0, in a file without header
     separator     table: between columns; by default a comma in .csv, a tab in .tsv and .inter
     recipe        legcf, holdout or given (see split)
-    split_seed    of the recipe; the seeds of runs never move the split
+    split_seed    of the recipe, and of the numbering of users and items; the seeds of runs never move either
     k_core        keep users and items with at least so many training pairs; 0 keeps all
-    remap         number the ids by first appearance (train, valid, test): needed for names, good for sparse numbers
+    remap         take ids as names and number them without gaps: needed for names, good for sparse numbers
     overlap       a valid or test pair that train (or test) holds too: refuse, or drop it
     unknown_users a user of valid or test without training pairs: refuse, drop their pairs, or keep them
     """
@@ -377,6 +381,7 @@ def _short(text: str | bytes) -> str:
 class Parts:
     """The parts of a dataset on their way to a split, what they count, and what was noticed (`warnings`).
 
+    Numbers are those that the split is drawn on; shuffle_ids changes them afterwards.
     names: kind (user, item) -> the published name of every number, where numbers are not the published ids.
     """
 
@@ -572,11 +577,36 @@ def _select(pairs: Interactions, keep: np.ndarray) -> Interactions:
     return Interactions(pairs.user[keep], pairs.item[keep], pairs.num_users, pairs.num_items)
 
 
+# Numbering ------------------------------------------------------------------------------------------------------------
+
+
+def shuffle_ids(
+    pairs: dict[str, Interactions], rng: np.random.Generator
+) -> tuple[dict[str, Interactions], dict[str, np.ndarray]]:
+    """Return the parts with users and items renumbered at random, and kind -> the old number of each new one.
+
+    The old numbers are (num_users,) and (num_items,) int64, those without a pair included. Were the ids to tell of the
+    graph, methods that compute on them (quotient-remainder, tensor-train, CERP) would get a clustering that others do
+    not, and equal scores, ranked by id, would favour the items that appear early.
+    """
+    train = pairs["train"]
+    old = {"user": rng.permutation(train.num_users), "item": rng.permutation(train.num_items)}
+    new = {kind: np.argsort(numbers) for kind, numbers in old.items()}  # the inverse: the new number of each old one
+    shuffled = {
+        part: Interactions.from_pairs(new["user"][p.user], new["item"][p.item], p.num_users, p.num_items)
+        for part, p in pairs.items()
+    }
+    return shuffled, old
+
+
 # The step, and what other steps read ----------------------------------------------------------------------------------
 
 
 def prepare(name: str, spec: Mapping, raw: Path, output: Path) -> None:
-    """Write train, valid and test pairs and their stats (with remap or k_core also ids.csv), all or nothing.
+    """Write train, valid and test pairs, their stats and ids.csv, all or nothing.
+
+    The pairs have ids of their own, drawn from split_seed and the dataset's name (see shuffle_ids); ids.csv has a row
+    kind,id,name for every user and item: the published id or name of each.
 
     Raises ConfigError for settings that cannot be used, DataError for files that are missing, changed or malformed.
     """
@@ -613,6 +643,7 @@ def prepare(name: str, spec: Mapping, raw: Path, output: Path) -> None:
     for part, table in pairs.items():
         if not len(table):
             raise DataError(f"{name}: recipe {dataset.recipe} leaves no {part} pairs; choose another recipe or data")
+    pairs, old = shuffle_ids(pairs, np.random.default_rng(seed_for(dataset.split_seed, name, "ids")))
     stats = {
         "name": name,
         "recipe": dataset.recipe,
@@ -622,14 +653,15 @@ def prepare(name: str, spec: Mapping, raw: Path, output: Path) -> None:
         **{f"num_{part}": len(pairs[part]) for part in ("train", "valid", "test")},
         "mask_at_test": MASK_AT_TEST[dataset.recipe],
         "k_core": dataset.k_core,
+        "ids": "renumbered at random; ids.csv has the published ones",
         "sha256": {part: pairs[part].sha256() for part in ("train", "valid", "test")},
         "source": source,
         "warnings": warnings,
     }
-    _write(output, pairs, stats, parts.names)
+    _write(output, pairs, stats, {kind: parts.published(kind, numbers) for kind, numbers in old.items()})
 
 
-def _write(output: Path, pairs: dict[str, Interactions], stats: dict, names: dict[str, np.ndarray]) -> None:
+def _write(output: Path, pairs: dict[str, Interactions], stats: dict, names: dict[str, list]) -> None:
     """Write every file beside its place first, then move them there; stats.json goes first and comes back last."""
     new = output / ".prepare"
     with disk_errors(output):
@@ -638,14 +670,12 @@ def _write(output: Path, pairs: dict[str, Interactions], stats: dict, names: dic
         try:
             for part, table in pairs.items():
                 pq.write_table(pa.table({"user": table.user, "item": table.item}), new / f"{part}.parquet")
-            if names:
-                kinds = [kind for kind, values in names.items() for _ in values]
-                numbers = np.concatenate([np.arange(len(values)) for values in names.values()])
-                published = [str(value) for values in names.values() for value in values]
-                pyarrow.csv.write_csv(pa.table({"kind": kinds, "id": numbers, "name": published}), new / "ids.csv")
+            kinds = [kind for kind, values in names.items() for _ in values]
+            numbers = np.concatenate([np.arange(len(values)) for values in names.values()])
+            published = [str(value) for values in names.values() for value in values]
+            pyarrow.csv.write_csv(pa.table({"kind": kinds, "id": numbers, "name": published}), new / "ids.csv")
             (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
-            for old in ("stats.json", "ids.csv"):
-                (output / old).unlink(missing_ok=True)
+            (output / "stats.json").unlink(missing_ok=True)
             for file in sorted(new.iterdir(), key=lambda file: file.name == "stats.json"):
                 os.replace(file, output / file.name)
         finally:

@@ -1,5 +1,6 @@
 """Readers, cleaning, split recipes, the prepare step and made-up data, each on an example small enough to check."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -15,7 +16,9 @@ import scipy.sparse.linalg
 
 from c2f import data
 from c2f.data import DatasetSpec, Interactions, draw_per_user, generate_blocks, load_pairs, load_stats, prepare
+from c2f.download import download
 from c2f.errors import ConfigError, DataError
+from c2f.seeds import seed_for
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "datasets"
 
@@ -34,9 +37,24 @@ def prepare_texts(folder: Path, files: dict[str, str], **spec) -> Path:
     return folder / "out"
 
 
-def pairs_of(output: Path, part: str) -> list[tuple[int, int]]:
-    pairs = load_pairs(output / f"{part}.parquet", load_stats(output / "stats.json"))
-    return list(zip(pairs.user.tolist(), pairs.item.tolist(), strict=True))
+def loaded(output: Path, part: str) -> Interactions:
+    return load_pairs(output / f"{part}.parquet", load_stats(output / "stats.json"))
+
+
+def published_ids(output: Path) -> dict[str, list]:
+    """Return kind -> the published id (int) or name (str) of every id, from ids.csv."""
+    ids: dict[str, list] = {"user": [], "item": []}
+    with open(output / "ids.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            assert int(row["id"]) == len(ids[row["kind"]])  # 0, 1, ... without gaps
+            ids[row["kind"]].append(int(row["name"]) if row["name"].isdigit() else row["name"])
+    return ids
+
+
+def pairs_of(output: Path, part: str) -> list[tuple]:
+    """Return the (user, item) pairs in published ids, sorted."""
+    ids, pairs = published_ids(output), loaded(output, part)
+    return sorted((ids["user"][u], ids["item"][i]) for u, i in zip(pairs.user, pairs.item, strict=True))
 
 
 # Readers ---------------------------------------------------------------------
@@ -193,14 +211,16 @@ def test_unknown_users_may_be_dropped_or_kept(tmp_path, rule, held_out):
     assert any(note.startswith("test.txt: 3 pairs of 2 users without training pairs") for note in stats["warnings"])
 
 
-def test_names_are_numbered_by_first_appearance_over_all_files(tmp_path):
+def test_names_are_numbered_over_all_files_and_come_back(tmp_path):
     files = {"train.csv": "user,item\nzoe,tea\nann,ham\nzoe,egg\n", "test.csv": "user,item\nann,tea\nann,jam\n"}
     output = prepare_texts(tmp_path, files, format="table", columns=["user", "item"], remap=True)
-    assert pairs_of(output, "train") == [(0, 0), (0, 2), (1, 1)]  # zoe tea, zoe egg, ann ham
-    assert sorted(pairs_of(output, "valid") + pairs_of(output, "test")) == [(1, 0), (1, 3)]  # ann tea, ann jam
-    assert (output / "ids.csv").read_text().replace('"', "").split() == [
-        "kind,id,name", "user,0,zoe", "user,1,ann", "item,0,tea", "item,1,ham", "item,2,egg", "item,3,jam",
-    ]  # fmt: skip
+    assert pairs_of(output, "train") == [("ann", "ham"), ("zoe", "egg"), ("zoe", "tea")]
+    assert sorted(pairs_of(output, "valid") + pairs_of(output, "test")) == [("ann", "jam"), ("ann", "tea")]
+    header, *rows = (output / "ids.csv").read_text().replace('"', "").split()
+    assert header == "kind,id,name"
+    assert [row.rsplit(",", 1)[0] for row in rows] == ["user,0", "user,1", "item,0", "item,1", "item,2", "item,3"]
+    ids = published_ids(output)
+    assert sorted(ids["user"]) == ["ann", "zoe"] and sorted(ids["item"]) == ["egg", "ham", "jam", "tea"]
 
 
 def test_messages_name_the_published_ids_also_after_numbering(tmp_path):
@@ -212,10 +232,10 @@ def test_k_core_removes_again_until_all_have_k_and_renumbers(tmp_path):
     # Item 9 has a single user, so it goes; then user 3 has a single item left and goes too.
     files = {"train.txt": "1 4 6\n3 6 9\n5 4 6 8\n7 6 8\n", "test.txt": "1 8\n3 4\n5 9\n7 4\n"}
     output = prepare_texts(tmp_path, files, recipe="holdout", k_core=2)
-    core = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)]  # users 1 5 7 and items 4 6 8 are now 0 1 2
+    core = [(1, 4), (1, 6), (5, 4), (5, 6), (5, 8), (7, 6), (7, 8)]
     assert sorted(pairs_of(output, "train") + pairs_of(output, "valid")) == core
-    assert pairs_of(output, "test") == [(0, 2), (2, 0)]  # 1 8 and 7 4; user 3 and item 9 are gone
-    assert (output / "ids.csv").read_text().replace('"', "").split()[1:4] == ["user,0,1", "user,1,5", "user,2,7"]
+    assert pairs_of(output, "test") == [(1, 8), (7, 4)]  # user 3 and item 9 are gone
+    assert {kind: sorted(ids) for kind, ids in published_ids(output).items()} == {"user": [1, 5, 7], "item": [4, 6, 8]}
     stats = load_stats(output / "stats.json")
     assert (stats["num_users"], stats["num_items"], stats["k_core"]) == (3, 3, 2)
     assert "2-core: 3 of 8 users and 3 of 10 items" in stats["warnings"]
@@ -296,18 +316,105 @@ def test_split_seed_alone_moves_the_split(tmp_path):
     assert valid(1) != first
 
 
+# Numbering -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["legcf", "holdout", "given"])
+def test_the_split_is_that_of_the_published_ids(tmp_path, recipe):
+    users, items = np.repeat(np.arange(30), 40), np.tile(np.arange(40), 30)
+    of_file = np.random.default_rng(0).permuted(np.tile(np.arange(40) % 4, (30, 1)), axis=1).ravel()
+    published = {
+        name: Interactions.from_pairs(users[of_file == n], items[of_file == n], 30, 40)
+        for n, name in enumerate(data.RECIPE_FILES[recipe])
+    }
+    files = {
+        f"{name}.txt": "".join(f"{u} {' '.join(map(str, p.item[p.user == u]))}\n" for u in range(30))
+        for name, p in published.items()
+    }
+    output = prepare_texts(tmp_path, files, recipe=recipe, split_seed=7)
+    rng = np.random.default_rng(seed_for(7, "toy", "split", recipe))  # as if nothing were renumbered
+    for part, pairs in data.split(published, recipe, rng).items():
+        assert pairs_of(output, part) == list(zip(pairs.user.tolist(), pairs.item.tolist(), strict=True))
+        assert loaded(output, part).sha256() != pairs.sha256()
+
+
+def test_every_published_id_comes_back_also_those_without_a_pair(tmp_path):
+    # users 0, 1 and 3 (the last without items); items 0, 1, 2, 9, of which 9 is only in test
+    output = prepare_texts(tmp_path, {"train.txt": "0 0 1\n1 2\n3\n", "test.txt": "0 9 2\n1 0 1\n"})
+    assert {kind: sorted(ids) for kind, ids in published_ids(output).items()} == {
+        "user": list(range(4)),
+        "item": list(range(10)),
+    }
+    assert pairs_of(output, "train") == [(0, 0), (0, 1), (1, 2)]
+    assert sorted(pairs_of(output, "valid") + pairs_of(output, "test")) == [(0, 2), (0, 9), (1, 0), (1, 1)]
+
+
+def test_shuffled_pairs_are_sorted_and_old_numbers_are_those_of_the_new():
+    pairs = {"train": toy([3, 1, 4, 1, 5]), "test": toy([2, 6, 5, 3, 5])}
+    pairs = {part: Interactions(p.user, p.item, 5, 6) for part, p in pairs.items()}
+    shuffled, old = data.shuffle_ids(pairs, np.random.default_rng(0))
+    for part, p in pairs.items():
+        new = shuffled[part]
+        assert (np.diff(new.user.astype(np.int64) * 6 + new.item) > 0).all()
+        assert (new.user.dtype, new.item.dtype) == (np.int32, np.int32)
+        back = Interactions.from_pairs(old["user"][new.user], old["item"][new.item], 5, 6)
+        assert back.sha256() == p.sha256()
+
+
+def test_the_numbering_depends_on_split_seed_and_name_and_not_on_the_recipe(tmp_path):
+    def ids(name: str = "toy", **spec) -> dict:
+        files = {file: entry(text) for file, text in LISTS.items()}
+        prepare(name, {"files": files, "recipe": "legcf", **spec}, tmp_path / "raw", tmp_path / "out")
+        return published_ids(tmp_path / "out")
+
+    prepare_texts(tmp_path, LISTS)  # writes the raw files
+    assert ids() == ids(recipe="holdout")
+    assert ids()["item"] != ids(split_seed=1)["item"]
+    assert ids()["item"] != ids("other")["item"]
+
+
+def test_ids_tell_nothing_of_the_graph(tmp_path):
+    spec = {"generate": {}, "recipe": "given"}  # entry e of the raw files belongs to block e mod 8
+    download("blocks", spec, tmp_path / "raw")
+    prepare("blocks", spec, tmp_path / "raw", tmp_path / "out")
+    raw, train = data.read_lists(tmp_path / "raw" / "train.txt"), loaded(tmp_path / "out", "train")
+    block = np.array(published_ids(tmp_path / "out")["item"]) % 8
+
+    def largest_share(block: np.ndarray) -> float:
+        """How much of the items that share id mod 8, as quotient-remainder lets them share rows, is of one block."""
+        return float(np.mean([np.bincount(block[r::8]).max() / len(block[r::8]) for r in range(8)]))
+
+    assert largest_share(np.arange(400) % 8) == 1.0
+    assert largest_share(block) < 0.3  # 50 items in 8 blocks; the largest of equal chances is about 0.22
+    assert np.mean(raw.user % 8 == raw.item % 8) > 0.85
+    assert abs(np.mean(train.user % 8 == train.item % 8) - 1 / 8) < 0.04
+
+
+def test_ids_by_first_appearance_do_not_keep_their_order(tmp_path):
+    def lines(first: int, last: int) -> str:  # user u has the items 30 u to 30 u + 29
+        return "".join(f"{u} {' '.join(str(30 * u + n) for n in range(first, last))}\n" for u in range(200))
+
+    files = {"train.txt": lines(0, 20), "test.txt": lines(20, 30)}
+    train = loaded(prepare_texts(tmp_path, files), "train")
+    assert abs(np.corrcoef(train.user, train.item)[0, 1]) < 0.1  # published: 1.0
+
+
 # The prepare step ------------------------------------------------------------
 
 
 def test_stats_tell_counts_masks_checksums_and_sources(tmp_path):
-    stats = load_stats(prepare_texts(tmp_path, LISTS) / "stats.json")
-    train = np.array([0, 0, 0, 1, 1, 0, 1, 2, 3, 4], dtype="<i4")  # users, then items
-    assert stats["sha256"]["train"] == hashlib.sha256(train.tobytes()).hexdigest()
+    output = prepare_texts(tmp_path, LISTS)
+    stats = load_stats(output / "stats.json")
+    user, item = published_ids(output).values()
+    train = sorted((user.index(u), item.index(i)) for u, i in [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)])
+    columns = np.array(train, dtype="<i4").T  # users, then items
+    assert stats["sha256"]["train"] == hashlib.sha256(columns.tobytes()).hexdigest()
     assert stats["source"] == {name: entry(text)["sha256"] for name, text in LISTS.items()}
     del stats["sha256"], stats["source"]
     assert stats == {
         "name": "toy", "recipe": "legcf", "split_seed": 0, "num_users": 2, "num_items": 10, "num_train": 5,
         "num_valid": 6, "num_test": 9, "mask_at_test": ["train"], "k_core": 0,
+        "ids": "renumbered at random; ids.csv has the published ones",
         "warnings": ["items: 5 of 10 have no training pair (isolated nodes)"],
     }  # fmt: skip
 
@@ -328,7 +435,7 @@ def test_prepare_writes_the_same_bytes_again_and_nothing_else(tmp_path):
         return {p.name: p.read_bytes() for p in prepare_texts(tmp_path, LISTS).iterdir()}
 
     first = contents()
-    assert sorted(first) == ["stats.json", "test.parquet", "train.parquet", "valid.parquet"]
+    assert sorted(first) == ["ids.csv", "stats.json", "test.parquet", "train.parquet", "valid.parquet"]
     assert contents() == first
 
 
@@ -519,20 +626,24 @@ def real_spec(name: str, files: list[str], recipe: str) -> dict:
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real datasets in ../shared/datasets")
 @pytest.mark.parametrize(
-    ("name", "recipe", "counts"),
+    ("name", "recipe", "counts", "valid"),
     [
-        ("gowalla", "legcf", (29_858, 40_981, 810_128, 80_990, 136_252)),
-        ("gowalla", "holdout", (29_858, 40_981, 737_091, 73_037, 217_242)),
-        ("ml-1m", "given", (6_039, 3_628, 590_733, 80_897, 164_848)),
-        ("lastfm", "given", (1_885, 17_388, 64_315, 9_143, 18_321)),
+        ("gowalla", "legcf", (29_858, 40_981, 810_128, 80_990, 136_252), "13b4022dbfdb"),
+        ("gowalla", "holdout", (29_858, 40_981, 737_091, 73_037, 217_242), "022cfd74fcbd"),
+        ("ml-1m", "given", (6_039, 3_628, 590_733, 80_897, 164_848), "45c77b44e69d"),
+        ("lastfm", "given", (1_885, 17_388, 64_315, 9_143, 18_321), "a8c2e5046809"),
     ],
 )
-def test_real_datasets_have_their_published_counts(tmp_path, name, recipe, counts):
+def test_real_datasets_have_their_published_counts_and_one_split_in_published_ids(
+    tmp_path, name, recipe, counts, valid
+):
+    """valid: how the checksum of the validation pairs in published ids begins; it must never change."""
     files = ["train.txt", "valid.txt", "test.txt"] if recipe == "given" else ["train.txt", "test.txt"]
     prepare(name, real_spec(name, files, recipe), REAL / name, tmp_path)
     stats = load_stats(tmp_path / "stats.json")
     assert tuple(stats[f"num_{what}"] for what in ("users", "items", "train", "valid", "test")) == counts
     assert len(load_pairs(tmp_path / "train.parquet", stats)) == counts[2]
+    assert Interactions.from_pairs(*np.array(pairs_of(tmp_path, "valid")).T, *counts[:2]).sha256().startswith(valid)
     assert not [note for note in stats["warnings"] if "no training pair" not in note]
 
 
