@@ -1,4 +1,4 @@
-# make install: the environment in .venv; make run: the smoke grid, figures and report in results/; make test: everything CI checks, the smoke grid included.
+# make install: the environment in .venv; make run: the smoke grid, figures and report in results/smoke/; make test: everything CI checks, the smoke grid included.
 PYTHON ?= python3.11
 CORES ?= 2
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -15,7 +15,7 @@ install: .venv/installed
 
 run: install
 	snakemake --cores $(CORES) --rerun-incomplete all --configfile config/smoke.yaml
-	@echo "Done: open results/report.html"
+	@echo "Done: open results/smoke/report.html"
 
 lint: install
 	ruff check .

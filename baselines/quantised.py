@@ -39,8 +39,8 @@ class QuantisedTable(EmbeddingMethod):
     """Per node d' float16 values; or d' int8 codes, or two int4 codes in a byte, and a float16 scale; or M uint8 codes
     into K * dim float16 centroids.
 
-    As numbers count all codes, scales and centroids, whatever their bits: an int4 code is one, although a packed byte
-    is measured as one. Raises BudgetError below one dimension, or for pq below one subspace with two centroids.
+    As numbers count all codes, scales and centroids, whatever their bits. Raises BudgetError below one dimension, or
+    for pq below one subspace with two centroids.
     """
 
     codes: torch.Tensor
@@ -118,6 +118,10 @@ class QuantisedTable(EmbeddingMethod):
 
     def export(self):
         return {name: stored.cpu().numpy() for name, stored in self.named_buffers()}
+
+    def packed_numbers(self):
+        scheme, num_nodes = self.params.scheme, len(self.codes)
+        return stored_size(scheme, num_nodes, 0, self.codes_per_node, 0)[0] if scheme == "int4" else None
 
     @staticmethod
     def decode(arrays, params):

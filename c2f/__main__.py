@@ -23,6 +23,7 @@ def json_argument(text: str) -> dict:
 
 
 Names = list[str] | None
+Paths = list[Path] | None
 Output = Annotated[Path, "file to write"]
 Stem = Annotated[Path, "path to write, without an ending: .csv and others are added"]
 Training = Annotated[str, "the settings under `training:`, as JSON or a .json file"]
@@ -51,7 +52,10 @@ def prepare(
     raw: Annotated[Path, "folder that `download` filled"],
     output: Annotated[Path, "folder for the prepared files"],
 ) -> None:
-    """Read raw files and split them by the dataset's recipe: train, valid and test.parquet, stats.json."""
+    """Read raw files and split them by the dataset's recipe: train, valid and test.parquet, ids.csv, stats.json.
+
+    The pairs have ids of their own; ids.csv has the published id or name of each.
+    """
     from c2f.data import prepare as run
 
     run(name, json_argument(spec), raw, output)
@@ -151,7 +155,7 @@ def collect(
     """Gather a dataset's finished runs, and those that they start from, into one table with a row per run (parquet)."""
     from c2f.report import collect as run
 
-    run(runs, data, json_argument(spec), output, methods)
+    run(runs, data, json_argument(spec), output, methods or None)
 
 
 def table(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
@@ -175,15 +179,15 @@ def figure(
 
 def report(
     tables: Annotated[list[Path], "main tables (csv), as `table` writes them"],
-    figures: Annotated[list[Path], "pictures (png), as `figure` writes them; their captions lie beside them"],
     runs: Tables,
     output: Output,
+    figures: Annotated[Paths, "pictures (png), as `figure` writes them; their captions lie beside them"] = None,
     made_by: MadeBy = "",
 ) -> None:
     """Write one self-contained HTML page with the tables, figures, holes and provenance."""
     from c2f.report import write_report
 
-    write_report(tables, figures, runs, output, made_by)
+    write_report(tables, figures or [], runs, output, made_by)
 
 
 STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, evaluate, collect, table, figure, report]
@@ -211,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
             step.add_argument(
                 f"--{argument.name}",
                 type={"N": int, "TEXT": str}.get(metavar, Path),
-                nargs="*" if kind in (list[Path], Names) else None,
+                nargs={list[Path]: "+", Names: "*", Paths: "*"}.get(kind),
                 metavar=metavar,
                 help=text + (f" (default: {argument.default})" if given.get("default") else ""),
                 **given,

@@ -88,8 +88,14 @@ class Footprint:
     serving: int
 
     @classmethod
-    def measure(cls, arrays, counted, graph_bytes: int, table_bytes: int, needs_graph: bool) -> "Footprint":
-        """Measure arrays by name; `counted` names those that the paper counts (None: all but the item bias)."""
+    def measure(
+        cls, arrays, counted, graph_bytes: int, table_bytes: int, needs_graph: bool, numbers: int | None = None
+    ) -> "Footprint":
+        """Measure arrays by name.
+
+        counted: names of those that the paper counts (None: all but the item bias); numbers: how many values these
+        hold, where several are packed into one element (None: one each).
+        """
         parts = {
             name: {
                 "shape": list(array.shape),
@@ -100,7 +106,8 @@ class Footprint:
             for name, array in arrays.items()
         }
         stored = sum(part["bytes"] for part in parts.values())
-        numbers = sum(_values(arrays[name]) for name, part in parts.items() if part["counted"])
+        if numbers is None:
+            numbers = sum(_values(arrays[name]) for name, part in parts.items() if part["counted"])
         serving = stored + (min(graph_bytes, table_bytes) if needs_graph else 0)
         return cls(parts, numbers, stored, serving)
 

@@ -13,7 +13,13 @@ FIGURES = {
         "points without a result; why stands in the csv. Open markers are runs that their time limit stopped."
     ),
 }
-"""For each function of c2f/figures.py how its figures are read."""
+"""For each function of c2f/figures.py that `draw:` may name how its figures are read."""
+
+WITH_POINTS = {"ablation"}
+"""Those of them that draw `points`; the others draw `methods`."""
+
+TABLE_METRICS = ["recall@20", "ndcg@20"]
+"""The metrics of the tables and the report."""
 
 COLUMNS = {
     "runs": "how many seeds have a result, and of how many",

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from c2f.captions import FIGURES, data_in_words, metric_in_words, seeds_in_words
+from c2f.captions import FIGURES, WITH_POINTS, data_in_words, metric_in_words, seeds_in_words
 from c2f.errors import ConfigError, did_you_mean
 from c2f.record import write_atomically
 from c2f.report import read_runs, size_in_words, summarise
@@ -33,14 +33,20 @@ _AXES = {"numbers": "budget: numbers, as the papers count", "bytes": "budget: by
 def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -> None:
     """Draw figure `name` from the runs tables; write `<output>.pdf`, `.png`, `.csv`, and `.txt` with its caption.
 
-    spec: what c2f.grid tells of the figure; its key `draw` names one of this module's functions.
+    spec: what c2f.grid tells of the figure; its key `draw` names one of this module's functions, all of which have a
+    caption in c2f.captions; `seeds` are those of the runs that are drawn.
     """
-    drawings = {"comparison": comparison, "ablation": ablation}
     draw = spec.get("draw", name)
-    if draw not in drawings:
-        raise ConfigError(f"unknown drawing {draw!r} in figures.{name}; {did_you_mean(draw, drawings)}")
+    if draw not in FIGURES:
+        raise ConfigError(f"unknown drawing {draw!r} in figures.{name}; {did_you_mean(draw, FIGURES)}")
+    wanted = ["metrics", "seeds", "families", *(["points", "lines"] if draw in WITH_POINTS else ["methods"])]
+    if missing := [key for key in wanted if key not in spec]:
+        raise ConfigError(
+            f"the spec of figures.{name} has no {missing[0]!r}; it takes {', '.join(wanted)}, as c2f.grid writes them"
+        )
+    table = read_runs(runs)
     with matplotlib.rc_context(_THEME):
-        figure, plotted = drawings[draw](read_runs(runs), spec)
+        figure, plotted = globals()[draw](table[table.seed.isin(spec["seeds"])], spec)
         with write_atomically(Path(f"{output}.pdf")) as temporary:
             figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})  # equal content, equal bytes
         with write_atomically(Path(f"{output}.png")) as temporary:

@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from c2f.budget import Budget
-from c2f.captions import FIGURES, figure_caption
+from c2f.captions import FIGURES, TABLE_METRICS, WITH_POINTS, figure_caption
+from c2f.data import DatasetSpec
 from c2f.errors import ConfigError, did_you_mean
 
 WAY_OUT = "config/README.md describes every key"
@@ -29,10 +30,6 @@ class Run:
     method: str
     budget: str
     seed: int
-
-    @property
-    def folder(self) -> str:
-        return f"results/runs/{self.dataset}/{self.method}/{self.budget}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Grid:
     def __init__(self, config: dict, schema: Path, order: Iterable[str] = ()):
         _check_schema(config, schema)
         self.config = config
+        self.output: str = config["output"]
         self.ks: list[int] = config["evaluation"]["ks"]
         self.datasets: list[str] = config["grid"]["datasets"]
         self.methods: list[str] = config["grid"]["methods"]
@@ -80,7 +78,8 @@ class Grid:
         _check_names(self.methods, config["methods"], "method", "grid.methods")
         _check_names(self.figures, config["figures"], "figure", "grid.figures")
         for dataset in self.datasets:
-            _check_source(dataset, config["datasets"][dataset])
+            DatasetSpec.parse(dataset, self._data_entry(dataset))
+        self._check_metrics(TABLE_METRICS, "the tables")
         ordered = [name for name in order if name in config["methods"]]
         self.entries = {name: _entry(config["methods"], name) for name in dict.fromkeys([*ordered, *config["methods"]])}
         for name in self.figures:
@@ -93,8 +92,7 @@ class Grid:
         """Every run that is evaluated and stands in the tables: the grid's, and those that its figures need."""
         runs = self._runs(self.methods, self.seeds)
         for name in self.figures:
-            spec = self.config["figures"][name]
-            runs += self._runs(self._drawn(name), spec.get("seeds", self.seeds))
+            runs += self._runs(self._drawn(name), self._seeds(name))
         return list(dict.fromkeys(runs))
 
     @cached_property
@@ -127,14 +125,17 @@ class Grid:
             )
         return Run(run.dataset, method, budget, run.seed)
 
+    def folder(self, run: Run) -> str:
+        """Return the folder of a run, where no other configuration's `output` has it replaced."""
+        return f"{self.output}/runs/{run.dataset}/{run.method}/{run.budget}/{run.seed}"
+
     def folders(self, dataset: str) -> list[str]:
         """Return the folders of a dataset's runs that stand in the tables."""
-        return [run.folder for run in self.asked if run.dataset == dataset]
+        return [self.folder(run) for run in self.asked if run.dataset == dataset]
 
     def data_spec(self, dataset: str, *, urls: bool) -> str:
         """Return what the data steps read, as JSON: nothing on training, and no URLs where the checksums say enough."""
-        content = self.config["datasets"][dataset].items()
-        spec = {key: value for key, value in content if key not in ("threads", "training")}
+        spec = self._data_entry(dataset)
         if "files" in spec and not urls:
             sums = {name: {key: file[key] for key in file if key != "urls"} for name, file in spec["files"].items()}
             spec["files"] = sums
@@ -148,9 +149,10 @@ class Grid:
     def threads(self, dataset: str) -> int:
         return self.config["datasets"][dataset].get("threads", 1)
 
-    def gpus(self, method: str) -> int:
-        """Return 0 for a method that is told to train on the processor, else 1 (it may find a GPU)."""
-        training = {**self.config["training"], **self.entries[method].training}
+    def gpus(self, dataset: str, method: str) -> int:
+        """Return 0 where a method is told to work on the processor, else 1 (it may find a GPU)."""
+        changes = self.config["datasets"][dataset].get("training", {})
+        training = {**self.config["training"], **self.entries[method].training, **changes}
         return int(training.get("device") != "cpu")
 
     def source(self, method: str) -> str:
@@ -169,11 +171,8 @@ class Grid:
 
         A mistake that only a job finds is dear: Snakemake drops the job's output, and once the mistake is mended all
         that depends on it is made again. Methods import torch, which takes seconds: the check has a process of its own,
-        and an empty file in the folder `checked`, named after the content, says that it went well. Where torch is
-        not installed (the jobs then have environments of their own) the resolve job is what checks.
+        and an empty file in the folder `checked`, named after the content, says that it went well.
         """
-        if importlib.util.find_spec("torch") is None:
-            return
         names = dict.fromkeys(run.method for run in self.trained)
         entries = json.dumps({name: json.loads(self.entries[name].to_json()) for name in names})
         code = [*sorted(map(str, Path(__file__).parent.glob("*.py"))), *(self.source(name) for name in names)]
@@ -201,13 +200,19 @@ class Grid:
         return list(families.values())
 
     def figure_spec(self, name: str) -> str:
-        """Return what the figure step is told, as JSON: the figure's own keys, its caption, and what colours follow.
+        """Return what the figure step is told, as JSON: the figure's own keys, seeds, caption, and what colours follow.
 
         `lines` (for figures with points) names the method whose colour the lines before and after take: the entry that
         the points' methods are like.
         """
         spec = self.config["figures"][name]
-        told = {**spec, "draw": spec.get("draw", name), "families": self.families, "caption": self.caption(name)}
+        told = {
+            **spec,
+            "draw": spec.get("draw", name),
+            "seeds": self._seeds(name),
+            "families": self.families,
+            "caption": self.caption(name),
+        }
         if "points" in spec:
             told["lines"] = {side: self.entries[spec["points"][-1][side]].lineage[-1] for side in ("before", "after")}
         else:
@@ -218,13 +223,21 @@ class Grid:
         """Return a figure's caption."""
         spec, datasets = self.config["figures"][name], self.config["datasets"]
         data = [(dataset, datasets[dataset]["recipe"], "generate" in datasets[dataset]) for dataset in self.datasets]
-        return figure_caption(spec.get("draw", name), data, spec.get("seeds", self.seeds))
+        return figure_caption(spec.get("draw", name), data, self._seeds(name))
+
+    def _data_entry(self, dataset: str) -> dict:
+        """Return a dataset's entry without what is none of the data steps' business."""
+        entry = self.config["datasets"][dataset].items()
+        return {key: value for key, value in entry if key not in ("threads", "training")}
 
     def _drawn(self, name: str) -> list[str]:
         spec = self.config["figures"][name]
         if "points" in spec:
             return list(dict.fromkeys(point[side] for point in spec["points"] for side in ("before", "after")))
         return spec.get("methods", self.methods)
+
+    def _seeds(self, name: str) -> list[int]:
+        return self.config["figures"][name].get("seeds", self.seeds)
 
     def _runs(self, methods: Iterable[str], seeds: Iterable[int]) -> list[Run]:
         return [
@@ -235,12 +248,28 @@ class Grid:
             for seed in seeds
         ]
 
+    def _check_metrics(self, metrics: Iterable[str], place: str) -> None:
+        known = [f"{kind}@{k}" for kind in ("recall", "ndcg") for k in self.ks]
+        for metric in metrics:
+            kind, _, k = metric.partition("@")
+            if metric not in known and kind in ("recall", "ndcg") and k.isdecimal():
+                raise ConfigError(f"{place} hold {metric!r}, but evaluation.ks = {self.ks} has no {k}; add it there")
+        _check_names(metrics, known, "metric", place)
+
     def _check_figure(self, name: str) -> None:
         spec, place = self.config["figures"][name], f"figures.{name}"
-        _check_names([spec.get("draw", name)], FIGURES, "drawing (a function in c2f/figures.py)", f"{place}.draw")
+        draw = spec.get("draw", name)
+        kind = "drawing (a function in c2f/figures.py with a caption in c2f/captions.py)"
+        _check_names([draw], FIGURES, kind, f"{place}.draw")
+        if (draw in WITH_POINTS) != ("points" in spec):
+            verb = "needs" if draw in WITH_POINTS else "takes no"
+            raise ConfigError(f"{place} {verb} `points`, as its drawing is {draw!r}; {WAY_OUT}")
         _check_names(self._drawn(name), self.entries, "method", place)
-        known = [f"{kind}@{k}" for kind in ("recall", "ndcg") for k in self.ks]
-        _check_names(spec["metrics"], known, "metric", f"{place}.metrics")
+        self._check_metrics(spec["metrics"], f"{place}.metrics")
+        if more := [seed for seed in self._seeds(name) if seed not in self.seeds]:
+            raise ConfigError(
+                f"{place}.seeds has {more[0]}, which grid.seeds has not; add it there or take it out here"
+            )
         for method in self._drawn(name) if "points" in spec else []:
             if len(self.entries[method].budgets or self.budgets) != 1:
                 raise ConfigError(
@@ -359,8 +388,3 @@ def _check_budgets(budgets: list[str], place: str) -> list[str]:
         if twin != text:
             raise ConfigError(f"{place} has {twin!r} and {text!r}, which are the same budget; keep one of them")
     return budgets
-
-
-def _check_source(name: str, spec: dict) -> None:
-    if ("files" in spec) == ("generate" in spec):
-        raise ConfigError(f"datasets.{name} needs either `files` (published) or `generate` (made up); {WAY_OUT}")

@@ -118,6 +118,10 @@ class EmbeddingMethod(torch.nn.Module):
         """Return everything needed to answer a query, at the types it is charged for. The engine adds the item bias."""
         raise NotImplementedError
 
+    def packed_numbers(self) -> int | None:
+        """Return how many numbers the counted arrays hold where an element packs several; None for one each."""
+        return None
+
     @staticmethod
     def decode(arrays: dict, params) -> np.ndarray:
         """Return the (N, d) layer-0 table from the exported arrays alone."""

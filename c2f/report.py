@@ -12,14 +12,21 @@ from string import Template
 import pandas as pd
 
 from c2f.budget import Budget
-from c2f.captions import COLUMNS, data_in_words, metric_in_words
+from c2f.captions import COLUMNS, TABLE_METRICS, data_in_words, metric_in_words
+from c2f.data import load_stats
 from c2f.errors import DataError
 from c2f.record import read_json, write_atomically
 
-TABLE_METRICS = ["recall@20", "ndcg@20"]
 _KEY = ["dataset", "budget", "method"]
 _SIZES = ["numbers", "stored_bytes", "serving_bytes"]
 _UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
+# What is read of run.json, of a runs table and of a main table: what all have, the first two, the last two
+_ALL = ["dataset", "protocol", "method", "budget", "status", "reason", "seconds", "peak_rss_bytes"]
+_RUN = ["seed", "starts_from", "device", "threads", "machine", "commit", "command", "versions"]
+_SIZED = ["made_up", "role", "budget_kind", "budget_amount", *_SIZES, "seconds_with_starts"]
+_RECORD_KEYS = [*_ALL, *_RUN, "footprint", "stages", "inputs_sha256"]
+_RUNS_COLUMNS = [*_ALL, *_RUN, *_SIZED, "data_sha256"]
+_TABLE_COLUMNS = [*_ALL, *_SIZED, "runs", "results", *TABLE_METRICS]
 
 
 # The runs table -------------------------------------------------------------------------------------------------------
@@ -35,7 +42,7 @@ def collect(
     """
     if not run_dirs:
         raise DataError(f"no runs to collect into {output}; name at least one run folder")
-    stats = read_json(Path(data) / "stats.json")
+    stats = load_stats(Path(data) / "stats.json")
     shared = {"made_up": "generate" in spec, "data_sha256": json.dumps(stats["sha256"])}
     read = functools.cache(lambda folder: _read_record(folder, stats))
     asked = [Path(folder) for folder in run_dirs]
@@ -45,7 +52,7 @@ def collect(
         record = read(folder)
         compared = methods is None or record["method"] in methods
         role = ("compared" if compared else "figure") if folder in asked else "start"
-        metrics = {"users": 0, "means": {}} if role == "start" else read_json(folder / "metrics.json")
+        metrics = {"users": 0, "means": {}} if role == "start" else _read_mapping(folder / "metrics.json", "evaluate")
         before = sum(float(read(start)["seconds"]) for start in _starts(folder, read))
         rows.append(_row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared)
     table = pd.DataFrame(rows)
@@ -55,13 +62,43 @@ def collect(
 
 
 def _read_record(folder: Path, stats: dict) -> dict:
-    record = read_json(folder / "run.json")
+    record = _read_mapping(folder / "run.json", "train")
     if record["inputs_sha256"]["train"] != stats["sha256"]["train"]:
         raise DataError(
             f"{folder} was trained on {record['dataset']} with other training pairs than {stats['name']} has here; "
             "name the folder of its own dataset, or train it again"
         )
     return record
+
+
+def _read_mapping(path: Path, step: str) -> dict:
+    """Return what `step` wrote as JSON. Raises DataError where the file is missing, damaged or another one."""
+    content = read_json(path)
+    wanted = {"train": _RECORD_KEYS, "evaluate": ["users", "means"]}[step]
+    _check_holds(wanted, content if isinstance(content, dict) else {}, path, step)
+    return content
+
+
+def _check_holds(wanted: Iterable[str], found: Iterable[str], path: Path, step: str) -> None:
+    if missing := [name for name in wanted if name not in found]:
+        raise DataError(
+            f"{path} has no {missing[0]!r}, so it is of another kind or version; run `python -m c2f {step}` again"
+        )
+
+
+def _read_table(read: Callable[[Path], pd.DataFrame], path: Path, columns: Iterable[str], step: str) -> pd.DataFrame:
+    """Return a table that `step` wrote. Raises DataError where the file is missing, damaged or another one."""
+    try:
+        table = read(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, step) from None
+    _check_holds(columns, table.columns, path, step)
+    return table
+
+
+def _unreadable(path: Path, error: Exception, step: str) -> DataError:
+    problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return DataError(f"{path} {problem}; run the step that writes it: `python -m c2f {step}`")
 
 
 def _starts(folder: Path, read: Callable[[Path], dict]) -> Iterator[Path]:
@@ -95,8 +132,12 @@ def _row(record: dict, metrics: dict) -> dict:
 
 
 def read_runs(paths: Iterable[Path], *, starts: bool = False) -> pd.DataFrame:
-    """Return the evaluated runs of several runs tables as one; or those that are only started from."""
-    runs = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    """Return the evaluated runs of several runs tables as one; or those that are only started from.
+
+    Raises DataError for a table that is missing, damaged or of another kind.
+    """
+    tables = [_read_table(pd.read_parquet, path, _RUNS_COLUMNS, "collect") for path in paths]
+    runs = pd.concat(tables, ignore_index=True)
     return runs[(runs.role == "start") == starts].reset_index(drop=True)
 
 
@@ -177,10 +218,10 @@ def main_table(runs: pd.DataFrame) -> pd.DataFrame:
 def best(table: pd.DataFrame, metric: str) -> pd.Series:
     """Return which rows have the best mean of their dataset and budget, as printed; False where there is no contest.
 
-    Sizes differ under `full`, so there is none.
+    Sizes differ under `full`, so there is none; and runs that only figures need are no rivals of those compared.
     """
     printed = table[metric].round(4)
-    contest = printed.groupby([table.dataset, table.budget])
+    contest = printed.groupby([table.dataset, table.role, table.budget])
     return (printed == contest.transform("max")) & (contest.transform("count") > 1) & (table.budget != "full")
 
 
@@ -358,7 +399,7 @@ def write_report(
     table, starts = read_runs(runs), read_runs(runs, starts=True)
     page = _PAGE.substitute(
         summary=_summary(table, starts, made_by),
-        tables="".join(to_html(pd.read_csv(path)) for path in tables),
+        tables="".join(to_html(_read_table(pd.read_csv, path, _TABLE_COLUMNS, "table")) for path in tables),
         columns=_facts(COLUMNS),
         figures="".join(map(_figure, figures)) or "<p>None asked for.</p>",
         holes=_holes(main_table(table)),
@@ -422,13 +463,19 @@ def _provenance(runs: pd.DataFrame) -> str:
 
 
 def _figure(path: Path) -> str:
-    """Return a figure with its caption, which lies beside the picture."""
-    picture, caption = Path(path), Path(path).with_suffix(".txt")
+    """Return a figure with its caption, which lies beside the picture. Raises DataError without either."""
+    try:
+        picture = path.read_bytes()
+        if not picture.startswith(b"\x89PNG"):
+            raise ValueError("it is no png")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, "figure") from None
+    caption = path.with_suffix(".txt")
     try:
         text = html.escape(caption.read_text().strip())
-    except FileNotFoundError:
-        raise DataError(f"{caption} is missing; run the step that writes it: `python -m c2f figure`") from None
-    name, data = html.escape(picture.stem), base64.b64encode(picture.read_bytes()).decode()
+    except (OSError, ValueError) as error:
+        raise _unreadable(caption, error, "figure") from None
+    name, data = html.escape(path.stem), base64.b64encode(picture).decode()
     numbers = f"The numbers drawn are in {name}.csv beside {name}.pdf."
     return (
         f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'

@@ -42,7 +42,7 @@ NOT_TRAINING = ("__init__", "__main__", "captions", "data", "download", "figures
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """A method's entry with every default filled in, as results/methods/{name}.json holds it."""
+    """A method's entry with every default filled in, as <output>/methods/{name}.json holds it."""
 
     name: str
     uses: str
@@ -321,6 +321,7 @@ def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint
         graph_bytes=graph.stored_bytes,
         table_bytes=scorer.cached_bytes,
         needs_graph=method.needs_graph,
+        numbers=method.packed_numbers(),
     )
 
 

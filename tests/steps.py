@@ -1,10 +1,15 @@
-"""The steps of the command line as functions, on a made-up dataset small enough to train in a second."""
+"""The steps of the command line as functions, on a made-up dataset small enough to train in a second; and Snakemake."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from c2f.__main__ import main
 
+ROOT = Path(__file__).resolve().parents[1]
 SPEC = {
     "generate": {"num_users": 60, "num_items": 48, "num_blocks": 4, "pairs_per_user": 8, "seed": 0},
     "recipe": "given",
@@ -61,3 +66,34 @@ def trained(data: Path, method: Path, run: Path, budget: str = "full", seed: int
 def record(run: Path) -> dict:
     """Return run.json."""
     return json.loads((run / "run.json").read_text())
+
+
+def copy_checkout(folder: Path, *more: str) -> Path:
+    """Copy what the workflow consists of, so that edits and results stay apart from this checkout."""
+    folder.mkdir()
+    for part in ["Snakefile", "workflow", "config", "c2f", "baselines", *more]:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run Snakemake in a folder."""
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def jobs(output: str) -> list[dict[str, str]]:
+    """Return every job of a dry run: its rule, input, output, log and resources as printed, and its wildcards."""
+    found = []
+    for block in re.split(r"^\[.*\]$", output, flags=re.MULTILINE):
+        if rule := re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE):
+            values = dict(re.findall(r"(\w+)=([^,\s]+)", (re.search(r"wildcards: (.*)", block) or [""])[0]))
+            files = dict(re.findall(r"^ +(input|output|log|resources): (.*)", block, re.MULTILINE))
+            found.append(
+                {"rule": rule[1], **dict.fromkeys(("input", "output", "log", "resources"), ""), **files, **values}
+            )
+    return found

@@ -15,11 +15,18 @@ from c2f.figures import ablation, comparison, method_styles, write_figure
 
 METHODS = ["lightgcn", "short-vectors", "legcf"]
 FAMILIES = [[name] for name in METHODS]
-COMPARISON = {"draw": "comparison", "metrics": ["recall@20", "ndcg@20"], "methods": METHODS, "families": FAMILIES}
+COMPARISON = {
+    "draw": "comparison",
+    "metrics": ["recall@20", "ndcg@20"],
+    "methods": METHODS,
+    "seeds": [1, 2],
+    "families": FAMILIES,
+}
 ABLATION = {
     "draw": "ablation",
     "x": "fine codes of 4",
     "metrics": ["recall@20"],
+    "seeds": [1, 2],
     "families": FAMILIES,
     "lines": {"before": "short-vectors", "after": "legcf"},
     "points": [{"x": 0, "before": "four", "after": "four"}, {"x": 2, "before": "two", "after": "two+two"}],
@@ -254,6 +261,34 @@ def test_equal_runs_give_equal_files(tmp_path):
         write_figure("comparison", COMPARISON, [runs], tmp_path / name)
     for ending in ("pdf", "png", "csv"):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
+
+
+def test_only_the_figure_s_own_seeds_are_drawn(tmp_path):
+    runs = saved(tmp_path, *grid_runs().to_dict("records"))
+    write_figure("comparison", COMPARISON | {"seeds": [2]}, [runs], tmp_path / "figure")
+    table = pd.read_csv(tmp_path / "figure.csv")
+    (row,) = table[(table.method == "legcf") & (table.metric == "recall@20")].to_dict("records")
+    assert (row["mean"], row["runs"], row["budget"]) == (
+        0.6,
+        1,
+        "numbers-100",
+    )  # seed 1 has 0.4 there, and another budget
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ({}, "metrics"),
+        ({"metrics": [], "families": [], "methods": []}, "seeds"),
+        ({key: value for key, value in COMPARISON.items() if key != "methods"}, "methods"),
+        ({key: value for key, value in ABLATION.items() if key != "lines"}, "lines"),
+    ],
+)
+def test_a_spec_that_lacks_a_key_is_refused_by_its_name(tmp_path, spec, key):
+    with pytest.raises(
+        ConfigError, match=rf"the spec of figures\.comparison has no '{key}'; it takes metrics, seeds, "
+    ):
+        write_figure("comparison", spec, [saved(tmp_path, run_row())], tmp_path / "figure")
 
 
 def test_an_unknown_drawing_is_refused_by_name(tmp_path):

@@ -94,6 +94,8 @@ def test_the_overview_lists_each_step_with_the_first_line_of_its_docstring(capsy
         ([], ["STEP"]),
         (["train"], ["required", "--train", "--budget"]),
         (["partition", "--data", "x", "--parts", "many"], ["--parts", "'many'"]),
+        (["table", "--output", "x", "--runs"], ["--runs", "expected at least one argument"]),
+        (["report", "--output", "x", "--runs", "y", "--tables"], ["--tables", "expected at least one argument"]),
         (["table", "--run", "x", "--runs", "y", "--output", "z", "--outptu", "w"], ["unrecognized", "--outptu"]),
     ],
 )
@@ -231,6 +233,26 @@ def test_a_mistake_in_the_inputs_of_evaluate_is_named_and_nothing_is_written(
     words = {"run": run, "data": data, "output": tmp_path} | changes
     refused(capsys, ["evaluate", *options(**words)], pieces)
     assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        ("table --runs nowhere.parquet", ["nowhere.parquet is missing", "python -m c2f collect"]),
+        ("table --runs README.md", ["README.md cannot be read", "python -m c2f collect"]),
+        ("figure --name mine --spec {} --runs README.md", ["unknown drawing 'mine' in figures.mine", "comparison"]),
+        ("figure --name comparison --spec {} --runs README.md", ["figures.comparison has no 'metrics'"]),
+        ("report --tables main.csv --runs nowhere.parquet", ["nowhere.parquet is missing"]),
+        ("collect --runs nowhere --data nowhere --spec {}", ["cannot read nowhere/stats.json", "prepare"]),
+    ],
+)
+def test_a_mistake_in_the_inputs_of_tables_and_figures_is_named_and_nothing_is_written(
+    words, pieces, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("no table")
+    refused(capsys, [*words.split(), "--output", "made"], pieces)
+    assert files_below(tmp_path) == ["README.md"]
 
 
 def test_a_mistake_in_a_dataset_s_entry_is_named(capsys, tmp_path):

@@ -1,7 +1,11 @@
 """What the README tells a reader to do works as printed."""
 
 import inspect
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,39 @@ def test_the_example_is_infeasible_below_two_numbers_a_node(example, tmp_path):
     record = steps.trained(data, steps.resolved(tmp_path, "two-numbers", example), tmp_path / "run", "numbers-200")
     assert record["status"] == "infeasible"
     assert "216 numbers" in record["reason"]  # 2 * (60 users + 48 items)
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_new_baseline_check_it_and_list_its_jobs(tmp_path):
+    folder = steps.copy_checkout(tmp_path / "checkout", "tests", "pyproject.toml")
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    entry = re.search(r"^    (  two-numbers: .*\n)", README, re.MULTILINE).group(1)
+    commands = re.findall(r"^    (pytest .*?|snakemake -n .*?) +# ", README, re.MULTILINE)
+    assert len(commands) == 2
+    (folder / "baselines" / "two_numbers.py").write_text(code)
+    for file, place, added in [
+        ("config.yaml", r"^methods:.*\n", entry),
+        ("config.yaml", r"^grid:(.*\n)+?  methods:.*\n *\[", "two-numbers, "),
+        ("smoke.yaml", r"^grid:(.*\n)+?  methods: \[", "two-numbers, "),
+    ]:
+        path = folder / "config" / file
+        text = path.read_text()
+        end = re.search(place, text, re.MULTILINE).end()
+        path.write_text(text[:end] + added + text[end:])
+    words = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    for command in commands:
+        done = subprocess.run(command.split(), cwd=folder, env=os.environ | words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        if command.startswith("pytest"):
+            assert re.search(r"\d+ passed", done.stdout)
+        else:
+            new = [job for job in steps.jobs(done.stdout + done.stderr) if job.get("method") == "two-numbers"]
+            assert Counter(job["rule"] for job in new) == Counter(resolve=1, train=6, evaluate=6)  # 3 budgets, 2 seeds
+
+
+def test_conda_users_make_the_environment_that_they_activate():
+    name = yaml.safe_load((ROOT / "environment.yml").read_text())["name"]
+    assert "conda env create -f environment.yml" in README and f"conda activate {name}" in README
 
 
 @pytest.mark.parametrize("page", ["README.md", "config/README.md", "baselines/README.md"])

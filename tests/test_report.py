@@ -104,7 +104,8 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
 def collected(folder: Path, *runs: Path, spec: dict | None = None, methods: list | None = None) -> Path:
     """Collect runs on the dataset `toy` below `folder`; return the runs table."""
     (folder / "toy").mkdir(exist_ok=True)
-    (folder / "toy" / "stats.json").write_text(json.dumps({"name": "toy", "sha256": SHA}))
+    stats = {"name": "toy", "sha256": SHA, "num_users": 30, "num_items": 20, "mask_at_test": ["train"]}
+    (folder / "toy" / "stats.json").write_text(json.dumps(stats))
     collect(list(runs), folder / "toy", spec or {"files": {}}, folder / "runs.parquet", methods)
     return folder / "runs.parquet"
 
@@ -131,6 +132,58 @@ def test_collect_names_the_record_that_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"nowhere/run\.json is missing"):
         collected(tmp_path, tmp_path / "nowhere")
     assert not (tmp_path / "runs.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "{}", "run.json has no 'dataset', so it is of another kind or version; run `python -m c2f train`"),
+        ("run.json", "[1]", "run.json has no 'dataset'"),
+        ("run.json", '{"dataset": ', "run.json is not valid JSON"),
+        ("metrics.json", '{"users": 3}', "metrics.json has no 'means', so it is of another kind or version; run"),
+    ],
+)
+def test_collect_names_what_is_damaged_or_of_another_kind(tmp_path, file, content, message):
+    folder = write_run(tmp_path / "run", {"recall@20": 0.5})
+    (folder / file).write_text(content)
+    with pytest.raises(DataError, match=re.escape(message)):
+        collected(tmp_path, folder)
+    assert not (tmp_path / "runs.parquet").exists()
+
+
+def test_what_is_read_of_a_table_is_written_into_it(tmp_path):
+    """A column that collect no longer wrote would have every table refused as another one."""
+    runs = collected(tmp_path, write_run(tmp_path / "run", {"recall@20": 0.5, "ndcg@20": 0.2}))
+    write_table([runs], tmp_path / "main")
+    write_report([tmp_path / "main.csv"], [], [runs], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "is missing"), (b"PAR1 but no more", "cannot be read"), (b"", "cannot be read")],
+)
+@pytest.mark.parametrize("file", ["runs-toy.parquet", "main.csv", "comparison.png", "comparison.txt"])
+def test_a_report_names_the_file_that_is_missing_or_damaged(tmp_path, file, content, problem):
+    runs = saved(tmp_path, run_row())
+    write_table([runs], tmp_path / "main")
+    (tmp_path / "comparison.png").write_bytes(b"\x89PNG made up")
+    (tmp_path / "comparison.txt").write_text("Recall and NDCG.\n")
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(b"\xff\xfe" + content if file == "comparison.txt" else content)
+    if file == "main.csv" and content:
+        problem = "has no 'dataset'"
+    with pytest.raises(DataError, match=rf"{re.escape(file)} {problem}.*python -m c2f \w+`"):
+        write_report([tmp_path / "main.csv"], [tmp_path / "comparison.png"], [runs], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_parquet_file_that_is_no_runs_table_is_named(tmp_path):
+    pd.DataFrame({"user": [0], "recall@20": [0.5]}).to_parquet(tmp_path / "per_user.parquet")
+    with pytest.raises(DataError, match=r"per_user\.parquet has no 'dataset', .*; run `python -m c2f collect` again"):
+        read_runs([tmp_path / "per_user.parquet"])
 
 
 def test_collect_refuses_a_run_on_other_pairs(tmp_path):
@@ -227,6 +280,21 @@ def test_runs_for_figures_alone_are_no_rivals(tmp_path):
     found = parts((tmp_path / "main.md").read_text())
     assert "c2f-100+20" not in found["full"]
     assert "| c2f-100+20 | full |" in found["Runs for the figures alone"]
+
+
+def test_a_run_for_figures_alone_is_bold_in_no_table_of_those_compared(tmp_path):
+    rows = [
+        run_row("legcf", **{"recall@20": 0.5, "ndcg@20": 0.2}),
+        run_row("hashing", **{"recall@20": 0.4, "ndcg@20": 0.1}),
+        run_row("c2f", role="figure", **{"recall@20": 0.9, "ndcg@20": 0.8}),
+        run_row("legcf", "numbers-200"),
+    ]
+    write_table([saved(tmp_path, *rows)], tmp_path / "main")
+    found = parts((tmp_path / "main.md").read_text())
+    assert "| legcf | **0.5000** |" in found["Recall@20 by budget"]
+    assert set(re.findall(r"\*\*(.+?)\*\*", found["numbers-100"])) == {"0.5000", "0.2000"}
+    assert "**" not in found["Runs for the figures alone"]
+    assert set(re.findall(r"\\textbf\{(.+?)\}", (tmp_path / "main.tex").read_text())) == {"0.5000", "0.2000"}
 
 
 def test_the_table_says_what_made_it_what_its_columns_mean_and_which_data_it_was(tmp_path):

@@ -3,9 +3,7 @@
 import html
 import json
 import re
-import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,14 +11,15 @@ import pandas as pd
 import pytest
 import yaml
 from snakemake.utils import update_config
+from steps import copy_checkout, jobs, snakemake
 
 from c2f.captions import FIGURES
 from c2f.errors import ConfigError
 from c2f.grid import Grid, Run, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines"]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+CONFIGS = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 
 
 def configuration(changes: dict | None = None, file: str | None = None) -> dict:
@@ -35,42 +34,14 @@ def grid(changes: dict | None = None, file: str | None = None) -> Grid:
     return Grid(configuration(changes, file), SCHEMA)
 
 
-def copy_checkout(folder: Path) -> Path:
-    """Copy what the workflow consists of, so that edits and results stay apart from this checkout."""
-    folder.mkdir()
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / part)
-    return folder
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
-def dry_run(folder: Path, configfile: str) -> str:
-    done = snakemake(folder, "-n", "all", "--configfile", configfile)
+def dry_run(folder: Path, *words: str) -> str:
+    done = snakemake(folder, "-n", *words)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 def job_counts(output: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
-
-
-def jobs(output: str) -> list[dict[str, str]]:
-    """Return every job of a dry run: its rule, inputs and wildcards."""
-    found = []
-    for block in re.split(r"^\[.*\]$", output, flags=re.MULTILINE):
-        if rule := re.search(r"^(?:local)?rule (\w+):", block, re.MULTILINE):
-            values = dict(re.findall(r"(\w+)=([^,\s]+)", (re.search(r"wildcards: (.*)", block) or [""])[0]))
-            inputs = re.search(r"^ +input: (.*)", block, re.MULTILINE)
-            found.append({"rule": rule[1], "inputs": inputs[1] if inputs else "", **values})
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +84,57 @@ def test_urls_and_threads_do_not_reach_the_prepare_step():
     assert "https://elsewhere.org/t" in grid(changes).data_spec("gowalla", urls=True)
 
 
+def test_a_dataset_s_own_settings_reach_the_train_step_and_its_gpu_but_not_the_prepare_step():
+    on_blocks = {"datasets": {"blocks": {"training": {"device": "cpu"}}}}
+    assert json.loads(grid(on_blocks).data_training("blocks")) == {"device": "cpu"}
+    assert grid(on_blocks).data_spec("blocks", urls=False) == grid().data_spec("blocks", urls=False)
+    in_the_entry = {"methods": {"legcf": {"training": {"device": "cpu"}}}}
+    assert (grid().gpus("blocks", "c2f-coarse"), grid(in_the_entry).gpus("blocks", "c2f-coarse")) == (
+        1,
+        0,
+    )  # like legcf
+    assert (grid(on_blocks).gpus("blocks", "c2f"), grid(on_blocks).gpus("gowalla", "c2f")) == (0, 1)
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_a_dataset_s_own_settings_cut_no_entry_short(file):
+    whole = grid(file=file)
+    for run in whole.trained:
+        longest = json.loads(whole.data_training(run.dataset) or "{}").get("max_epochs", float("inf"))
+        assert whole.entries[run.method].training.get("max_epochs", 0) <= longest, run
+
+
+def test_the_race_for_an_l2_is_trained_as_its_file_says_and_reads_no_test_pairs(checkout):
+    lines = (ROOT / "config" / "gowalla-l2.yaml").read_text().splitlines()
+    first = next(place for place, line in enumerate(lines) if "snakemake" in line)
+    command = " ".join(line.strip("# \\") for line in lines[first : first + 2]).replace("--cores 2", "-n")
+    done = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = jobs(done.stdout + done.stderr)
+    assert Counter(job["rule"] for job in found) == Counter(download=1, prepare=1, resolve=4, train=4)
+    assert {job["method"] for job in found if job["rule"] == "train"} == set(grid(file="gowalla-l2.yaml").methods)
+
+
+# Where it lies --------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_shipped_configurations_replace_each_other_s_runs():
+    assert len({grid(file=file).output for file in CONFIGS}) == len(CONFIGS)
+
+
+def test_all_but_the_data_lies_below_the_output(checkout):
+    found = jobs(dry_run(checkout, "all", "--configfile", "config/gowalla-2mb.yaml"))
+    for job in found:
+        home = "results/" if job["rule"] in ("download", "prepare") else "results/gowalla-2mb/"
+        for file in [*job["output"].split(", "), job["log"]] * (job["rule"] != "all"):
+            assert file.startswith(home), file
+    assert {"results/gowalla-2mb/report.html", "results/logs/prepare/gowalla.log"} < {
+        job[key] for job in found for key in ("output", "log")
+    }
+
+
 def test_every_run_is_asked_for_once():
-    for file in (None, "smoke.yaml", "small.yaml", "gowalla.yaml"):
+    for file in CONFIGS:
         runs = grid(file=file).trained
         assert len(runs) == len(set(runs))
         assert set(grid(file=file).asked) <= set(runs)
@@ -153,7 +173,21 @@ MISTAKES = {
         {"datasets": {"blocks": {"recipe": "legfc"}}},
         "datasets.blocks.recipe = 'legfc' is unknown; did you mean",
     ),
-    "no source": ({"datasets": {"blocks": {"files": {"a.txt": {}}}}}, "datasets.blocks needs either `files`"),
+    "output": ({"output": "../elsewhere"}, "output = '../elsewhere': "),
+    "output with a blank": ({"output": "results/my run"}, "output = 'results/my run': "),
+    "absolute output": ({"output": "/tmp/results"}, "output = '/tmp/results': "),
+    "two sources": ({"datasets": {"blocks": {"files": {"a.txt": {}}}}}, "datasets: blocks needs either `files`"),
+    "no source": (
+        {"grid": {"datasets": ["mine"]}, "datasets": {"mine": {"recipe": "given"}}},
+        "datasets: mine needs either `files`",
+    ),
+    "no checksum": (
+        {
+            "grid": {"datasets": ["mine"]},
+            "datasets": {"mine": {"recipe": "legcf", "files": {"train.txt": {"urls": ["https://a.org/b"]}}}},
+        },
+        "datasets: mine: files: train.txt needs a checksum",
+    ),
     "module": ({"methods": {"legcf": {"uses": "baselines.legfc:LEGCF"}}}, "there is no such module"),
     "like": ({"methods": {"c2f-coarse": {"like": "legfc"}}}, "unknown method 'legfc' in methods.c2f-coarse.like"),
     "like itself": ({"methods": {"legcf": {"like": "c2f-coarse"}}}, "is like itself"),
@@ -161,7 +195,30 @@ MISTAKES = {
     "start from itself": ({"methods": {"legcf": {"starts_from": "c2f"}}}, "starts from itself"),
     "start elsewhere": ({"methods": {"c2f": {"starts_from": "lightgcn"}}}, "{method: lightgcn, budget: full}"),
     "no class": ({"methods": {"mine": {"params": {}}}}, "methods.mine names no class"),
-    "metric": ({"evaluation": {"ks": [5]}}, "unknown metric 'recall@20' in figures.comparison.metrics"),
+    "k of the tables": (
+        {"evaluation": {"ks": [5]}},
+        "the tables hold 'recall@20', but evaluation.ks = [5] has no 20; add it there",
+    ),
+    "k of a figure": (
+        {"evaluation": {"ks": [20]}},
+        "figures.ablation_fine_share.metrics hold 'ndcg@5', but evaluation.ks = [20] has no 5; add it there",
+    ),
+    "metric": (
+        {"figures": {"comparison": {"metrics": ["recal@20"]}}},
+        "unknown metric 'recal@20' in figures.comparison.metrics; did you mean 'recall@20'?",
+    ),
+    "seed of a figure": (
+        {"figures": {"comparison": {"seeds": [2024, 7]}}},
+        "figures.comparison.seeds has 7, which grid.seeds has not; add it there or take it out here",
+    ),
+    "no points": (
+        {"grid": {"figures": ["mine"]}, "figures": {"mine": {"draw": "ablation", "metrics": ["recall@20"]}}},
+        "figures.mine needs `points`, as its drawing is 'ablation'",
+    ),
+    "points for nothing": (
+        {"figures": {"comparison": {"points": [{"x": 1, "before": "lightgcn", "after": "lightgcn"}]}}},
+        "figures.comparison takes no `points`, as its drawing is 'comparison'",
+    ),
     "drawing": ({"figures": {"comparison": {"draw": "compare"}}}, "did you mean 'comparison'?"),
     "point": (
         {"figures": {"ablation_fine_share": {"points": [{"x": 1, "before": "legcf", "after": "c2f"}]}}},
@@ -288,6 +345,15 @@ def test_the_lines_of_an_ablation_have_the_same_colours_in_every_configuration()
         assert told["lines"] == {"before": "legcf", "after": "c2f"}
 
 
+def test_a_figure_is_told_its_seeds():
+    for file, name, seeds in [
+        (None, "comparison", [2024, 2025, 2026]),
+        ("smoke.yaml", "comparison", [2024, 2025]),
+        ("smoke.yaml", "ablation_fine_count", [2024]),
+    ]:
+        assert json.loads(grid(file=file).figure_spec(name))["seeds"] == seeds
+
+
 def test_a_caption_says_how_to_read_the_figure_what_is_made_up_and_how_many_seeds():
     smoke = grid(file="smoke.yaml")
     assert smoke.caption("comparison") == (
@@ -301,8 +367,6 @@ def test_a_caption_says_how_to_read_the_figure_what_is_made_up_and_how_many_seed
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
-
-CONFIGS = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 
 
 def test_a_grid_has_a_run_for_each_cell_and_those_that_they_start_from():
@@ -329,27 +393,39 @@ def test_a_dry_run_has_as_many_jobs_as_the_grid_has_runs(checkout, file):
     runs = {"train": len(whole.trained), "evaluate": len(whole.asked)}
     once = {"resolve": len({run.method for run in whole.trained}), "figure": len(whole.figures)}
     expected = {**each, **runs, **once, "table": 1, "report": 1, "all": 1}
+    expected = {rule: count for rule, count in expected.items() if count}
     done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
     assert done.returncode == 0, done.stderr
     assert job_counts(done.stdout + done.stderr) == {**expected, "total": sum(expected.values())}
 
 
-def test_config_readme_counts_the_training_jobs_of_every_file():
+def test_config_readme_counts_the_training_jobs_of_every_file_and_says_where_they_write():
     page = (ROOT / "config" / "README.md").read_text()
-    table = re.findall(r"^\| `([\w-]+\.yaml)` \|.*\| (\d+) \|", page, re.MULTILINE)
-    assert {file: int(count) for file, count in table} == {file: len(grid(file=file).trained) for file in CONFIGS}
+    table = re.findall(r"^\| `([\w-]+\.yaml)` \|.*\| (\d+) \| `([\w/-]+)` \|", page, re.MULTILINE)
+    assert {file: (int(count), output) for file, count, output in table} == {
+        file: (len(grid(file=file).trained), grid(file=file).output) for file in CONFIGS
+    }
 
 
 def test_training_never_reads_the_test_pairs(checkout):
-    training = [job for job in jobs(dry_run(checkout, "config/small.yaml")) if job["rule"] == "train"]
+    small = dry_run(checkout, "all", "--configfile", "config/small.yaml")
+    training = [job for job in jobs(small) if job["rule"] == "train"]
     assert len(training) == len(grid(file="small.yaml").trained)
     for job in training:
-        assert "train.parquet" in job["inputs"] and "test" not in job["inputs"]
+        assert "train.parquet" in job["input"] and "test" not in job["input"]
 
 
 def test_a_bare_snakemake_runs_everything(checkout):
     done = snakemake(checkout, "-n", "--configfile", "config/gowalla.yaml", "--quiet", "rules")
     assert job_counts(done.stdout + done.stderr)["train"] == 4  # the coarse runs stand in the grid themselves
+
+
+def test_evaluation_asks_for_a_gpu_where_training_does(checkout):
+    changes = {"methods": {"hashing": {"training": {"device": "cpu"}}}, "grid": {"methods": ["hashing", "svd"]}}
+    (checkout / "mine.yaml").write_text(yaml.safe_dump(update(BLOCKS, changes)))
+    found = jobs(dry_run(checkout, "all", "--configfile", "mine.yaml"))
+    asks = {(job["rule"], job["method"], "gpu=1" in job["resources"]) for job in found if "gpu=" in job["resources"]}
+    assert asks == {(rule, name, name == "svd") for rule in ("train", "evaluate") for name in ("hashing", "svd")}
 
 
 def test_the_shell_command_that_collects_stays_far_below_its_limit():
@@ -400,7 +476,7 @@ def edit(finished):
 def rerun(folder: Path, changes: dict | None = None) -> Counter:
     """Return what would be run now: `train hashing` and the like for the runs, the rule's name for the rest."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(update(TINY, changes or {})))
-    found = jobs(dry_run(folder, "tiny.yaml"))
+    found = jobs(dry_run(folder, "all", "--configfile", "tiny.yaml"))
     return Counter(f"{job['rule']} {job.get('method', '')}".strip() for job in found if job["rule"] != "all")
 
 
@@ -434,7 +510,8 @@ def test_tables_and_report_name_their_configuration_and_that_its_data_is_made_up
         assert "snakemake --cores 2 all --configfile tiny.yaml" in text
         assert "blocks (made up, protocol given)" in text
     (finished / "other.yaml").write_text(yaml.safe_dump(TINY))
-    assert Counter(job["rule"] for job in jobs(dry_run(finished, "other.yaml"))) == Counter(["table", "report", "all"])
+    again = jobs(dry_run(finished, "all", "--configfile", "other.yaml"))
+    assert Counter(job["rule"] for job in again) == Counter(["table", "report", "all"])
 
 
 @pytest.mark.slow
@@ -488,6 +565,23 @@ def test_changing_a_parameter_retrains_that_method_alone(finished):
 def test_editing_the_figures_redraws_and_retrains_nothing(finished, edit):
     edit("c2f/figures.py")
     assert rerun(finished) == Counter(["figure", "report"])
+
+
+@pytest.mark.slow
+def test_editing_the_report_collects_and_redraws_and_retrains_nothing(finished, edit):
+    edit("c2f/report.py")
+    assert rerun(finished) == REPORTS
+
+
+@pytest.mark.slow
+def test_another_output_shares_the_data_and_leaves_the_runs_of_this_one(finished):
+    other = update(TINY, {"output": "results/other", "methods": {"hashing": {"params": {"dim": 4}}}})
+    (finished / "other.yaml").write_text(yaml.safe_dump(other))
+    rules = Counter(job["rule"] for job in jobs(dry_run(finished, "all", "--configfile", "other.yaml")))
+    assert rules["train"] == 4 and not rules["download"] + rules["prepare"]
+    done = snakemake(finished, "--cores", "1", "results/other/methods/hashing.json", "--configfile", "other.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert rerun(finished) == Counter()
 
 
 @pytest.mark.slow

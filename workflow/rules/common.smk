@@ -60,4 +60,4 @@ def start_of(wildcards):
         wildcards.dataset, wildcards.method, wildcards.budget, int(wildcards.seed)
     )
     start = GRID.start(run)
-    return [start.folder] if start else []
+    return [GRID.folder(start)] if start else []

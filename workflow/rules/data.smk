@@ -5,7 +5,7 @@ rule download:
         "results/logs/download/{dataset}.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=True),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
@@ -23,12 +23,13 @@ rule prepare:
             "train.parquet",
             "valid.parquet",
             "test.parquet",
+            "ids.csv",
             "stats.json",
         ),
     log:
         "results/logs/prepare/{dataset}.log",
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=False),
         raw=lambda wildcards, input: os.path.dirname(input[0]),

@@ -8,13 +8,14 @@ rule collect:
             f"{folder}/metrics.json" for folder in GRID.folders(wildcards.dataset)
         ],
         stats="results/data/{dataset}/stats.json",
+        code=module_file("c2f.report"),
     output:
-        "results/tables/runs-{dataset}.parquet",
+        "<output>/tables/runs-{dataset}.parquet",
     log:
-        "results/logs/collect/{dataset}.log",
+        "<output>/logs/collect/{dataset}.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         runs=lambda wildcards: GRID.folders(wildcards.dataset),
         methods=GRID.methods,
@@ -27,19 +28,21 @@ rule collect:
 
 rule table:
     input:
-        runs=expand("results/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
         code=module_file("c2f.report"),
     output:
         csv=report(
-            "results/tables/main.csv", caption="../report/table.rst", category="Tables"
+            "<output>/tables/main.csv",
+            caption="../report/table.rst",
+            category="Tables",
         ),
-        md="results/tables/main.md",
-        tex="results/tables/main.tex",
+        md="<output>/tables/main.md",
+        tex="<output>/tables/main.tex",
     log:
-        "results/logs/table/main.log",
+        "<output>/logs/table/main.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
         made_by=made_by(),
@@ -50,28 +53,28 @@ rule table:
 
 rule figure:
     input:
-        runs=expand("results/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
         code=module_file("c2f.figures"),
     output:
         png=report(
-            "results/figures/{name}.png",
+            "<output>/figures/{name}.png",
             caption="../report/figure.rst",
             category="Figures",
             subcategory="{name}",
         ),
-        pdf="results/figures/{name}.pdf",
-        caption="results/figures/{name}.txt",
+        pdf="<output>/figures/{name}.pdf",
+        caption="<output>/figures/{name}.txt",
         csv=report(
-            "results/figures/{name}.csv",
+            "<output>/figures/{name}.csv",
             caption="../report/figure.rst",
             category="Figures",
             subcategory="{name}",
         ),
     log:
-        "results/logs/figure/{name}.log",
+        "<output>/logs/figure/{name}.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         spec=lambda wildcards: GRID.figure_spec(wildcards.name),
         caption=lambda wildcards: GRID.caption(wildcards.name),
@@ -83,18 +86,20 @@ rule figure:
 
 rule report:
     input:
-        table="results/tables/main.csv",
-        figures=expand("results/figures/{name}.png", name=GRID.figures),
-        captions=expand("results/figures/{name}.txt", name=GRID.figures),
-        runs=expand("results/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        table="<output>/tables/main.csv",
+        figures=expand("<output>/figures/{name}.png", name=GRID.figures),
+        captions=expand("<output>/figures/{name}.txt", name=GRID.figures),
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
         code=module_file("c2f.report"),
     output:
-        report("results/report.html", caption="../report/report.rst", category="Report"),
+        report(
+            "<output>/report.html", caption="../report/report.rst", category="Report"
+        ),
     log:
-        "results/logs/report/report.log",
+        "<output>/logs/report/report.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         made_by=made_by(),
     shell:

@@ -3,12 +3,12 @@ rule resolve:
     input:
         source=lambda wildcards: GRID.source(wildcards.method),
     output:
-        "results/methods/{method}.json",
+        "<output>/methods/{method}.json",
     log:
-        "results/logs/resolve/{method}.log",
+        "<output>/logs/resolve/{method}.log",
     localrule: True
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     params:
         entry=lambda wildcards: GRID.entries[wildcards.method].to_json(),
         training=GRID.training,
@@ -23,23 +23,23 @@ rule train:
         train="results/data/{dataset}/train.parquet",
         valid="results/data/{dataset}/valid.parquet",
         stats="results/data/{dataset}/stats.json",
-        method="results/methods/{method}.json",
+        method="<output>/methods/{method}.json",
         start=lambda wildcards: expand(
             "{folder}/{file}",
             folder=start_of(wildcards),
             file=["run.json", "artifact.npz"],
         ),
     output:
-        artifact="results/runs/{dataset}/{method}/{budget}/{seed}/artifact.npz",
-        record="results/runs/{dataset}/{method}/{budget}/{seed}/run.json",
-        curve="results/runs/{dataset}/{method}/{budget}/{seed}/curve.csv",
+        artifact="<output>/runs/{dataset}/{method}/{budget}/{seed}/artifact.npz",
+        record="<output>/runs/{dataset}/{method}/{budget}/{seed}/run.json",
+        curve="<output>/runs/{dataset}/{method}/{budget}/{seed}/curve.csv",
     log:
-        "results/logs/train/{dataset}/{method}/{budget}/{seed}.log",
+        "<output>/logs/train/{dataset}/{method}/{budget}/{seed}.log",
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     threads: lambda wildcards: GRID.threads(wildcards.dataset)
     resources:
-        gpu=lambda wildcards: GRID.gpus(wildcards.method),
+        gpu=lambda wildcards: GRID.gpus(wildcards.dataset, wildcards.method),
     params:
         start=lambda wildcards: expand("--start {folder}", folder=start_of(wildcards)),
         training=lambda wildcards: training_on(wildcards.dataset),
@@ -52,7 +52,7 @@ rule train:
 
 rule evaluate:
     input:
-        artifact="results/runs/{dataset}/{method}/{budget}/{seed}/artifact.npz",
+        artifact="<output>/runs/{dataset}/{method}/{budget}/{seed}/artifact.npz",
         parts=multiext(
             "results/data/{dataset}/",
             "train.parquet",
@@ -62,13 +62,15 @@ rule evaluate:
         ),
         code=module_file("c2f.evaluate"),
     output:
-        users="results/runs/{dataset}/{method}/{budget}/{seed}/per_user.parquet",
-        metrics="results/runs/{dataset}/{method}/{budget}/{seed}/metrics.json",
+        users="<output>/runs/{dataset}/{method}/{budget}/{seed}/per_user.parquet",
+        metrics="<output>/runs/{dataset}/{method}/{budget}/{seed}/metrics.json",
     log:
-        "results/logs/evaluate/{dataset}/{method}/{budget}/{seed}.log",
+        "<output>/logs/evaluate/{dataset}/{method}/{budget}/{seed}.log",
     conda:
-        "../../environment.yml"
+        "c2f-bench"
     threads: lambda wildcards: GRID.threads(wildcards.dataset)
+    resources:
+        gpu=lambda wildcards: GRID.gpus(wildcards.dataset, wildcards.method),
     params:
         run=lambda wildcards, input: os.path.dirname(input.artifact),
         data=lambda wildcards, input: os.path.dirname(input.parts[0]),
