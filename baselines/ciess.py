@@ -5,25 +5,31 @@ https://arxiv.org/abs/2304.03501. TD3, by which the agents learn: Fujimoto et al
 
     X_e = V_e (.) [1 at the first s_e places, 0 behind]    layer-0 rows; s_e in 1..d is the size of user or item e
     state   x_e = (training frequency, s_e, 2 q_e / p_e - 1), each in -1..1; p_e is the q_e of full sizes
-    action  s_e = clip(argmax Q1(x_e, s) + noise, 1, d) over a random walk of sizes s that starts at actor(x_e)
+    action  s_e = clip(argmax Q1(x_e, s) + noise, 1, d) over a random walk of sizes s that starts at actor(x_e);
+            noise: one draw a step, the same for all users and items, as published
     reward  r_e = q_e - size_cost ((s_e - 1) / d)^2
             q_u: mean recall and NDCG at 5, 10, 20 on validation; q_i: mean q_u over the users of the item
     critics Q1, Q2(x, s) -> r + discount min(Q1', Q2')(x', actor'(x') + noise);  actor: maximise Q1(x, actor(x))
     budget P: s_e = clip(round(alpha w_e), 1, d) of wanted sizes w, alpha by bisection, the rest one by one: sum s = P
 
 `ciess-search` runs the agents (one for users, one for items); every step trains the table from scratch. One search
-serves all budgets: `ciess` takes its best step with at most P numbers (its greedy sizes where none is as small), scales
-the sizes to P and trains again from scratch. `frequency-sized` is the control: w_e = log(1 + frequency), no search.
+serves all budgets: `ciess` takes the best step whose sizes before the noise (METHODS.md 7.7) have at most P numbers,
+or else the last, scales those sizes to P and trains again from scratch. `frequency-sized` is the control without a
+search: w_e = log(1 + frequency).
 
 Deviations, with reasons:
-* 3 episodes x 5 steps x 100 batches by default, not 30 x 11 x 2,000: that is 660,000 training steps. Full sizes are
-  trained in chunks of `pretrain_batches` (3,000 as published) until two of them bring nothing;
+* 3 episodes x 5 steps x 100 batches by default, not 30 x 11 x 2,000: that is 660,000 training steps. With 22 updates
+  after each step the agents still learn by the published 330; one, as published, left all sizes where they were. Full
+  sizes are trained in chunks of `pretrain_batches` (3,000 as published) until two of them bring nothing;
+* the search aims at no budget: it tries what the agents propose, (d + 1) / 2 numbers each at first, and only size_cost
+  makes that smaller. A step is judged by its sizes with noise, and the published search takes these; what a budget
+  gets, without noise and scaled, no step has tried. With `size_std` 0 in run.json a step chose the same for everyone;
 * sampling, batches, L2, initial weights and validation pairs inside the search are the benchmark's, so that what is
   found holds for what is trained in the end; the learning rate (0.03, decayed) is the published one;
 * the size is scaled by its bounds 1 and d: at the start of an episode all sizes are equal, least and largest the same;
 * the mean quality that selects a step is over the users who have validation pairs; as published, the others have q = 0;
 * the critics' targets move at every update, the actor's at every second: as METHODS.md 7.5 reads; TD3 delays both;
-* the sizes after the search (without noise) are trained and measured as one more step;
+* the sizes after the search are trained and measured, without noise, as one more step;
 * entities that are equally close to the next whole number are served in random order, not users first;
 * the last training is on the training pairs alone, as all methods', not on training and validation pairs.
 
@@ -37,33 +43,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from c2f.api import BudgetError, EmbeddingMethod, MethodError, check
+from c2f.api import BudgetError, MaskedTable, MethodError, TableParams, check, kept_sizes
 
 KS = (5, 10, 20)
 
 
-class PrefixTable(EmbeddingMethod):
+class PrefixTable(MaskedTable):
     """The first s_e of `dim` float32 numbers per node, and s_e - 1 as one byte."""
 
     counted = ("values",)
-    mask: torch.Tensor
 
     @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: the largest size d; init_std: standard deviation of the initial normal weights."""
-
-        dim: int = 128
-        init_std: float = 0.1
+    class Params(TableParams):
+        """dim: the largest size d."""
 
         def __post_init__(self):
             super().__post_init__()
             check(2 <= self.dim <= 256, "dim", self.dim, "between 2 and 256")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
 
     def __init__(self, sizes, params):
-        super().__init__(params)
-        self.vectors = torch.nn.Parameter(torch.randn(len(sizes), params.dim) * params.init_std)
-        self.register_buffer("mask", torch.zeros(len(sizes), params.dim, dtype=torch.bool))
+        super().__init__(len(sizes), int(np.sum(sizes)), params, params.init_std)
         self.resize(sizes)
 
     def resize(self, sizes):
@@ -72,13 +71,7 @@ class PrefixTable(EmbeddingMethod):
 
     def describe(self, num_users):
         """Note in the run's record how the numbers are shared."""
-        sizes = self.mask.sum(dim=1).double()
-        self.details["mean_user_size"] = float(sizes[:num_users].mean())
-        self.details["mean_item_size"] = float(sizes[num_users:].mean())
-        self.details["kept_fraction_of_full_table"] = float(sizes.mean()) / self.params.dim
-
-    def table(self):
-        return self.vectors * self.mask  # (N, dim)
+        self.details |= kept_sizes(self.mask) | spread(self.mask.sum(dim=1).cpu().numpy(), num_users)
 
     def export(self):
         return {
@@ -102,8 +95,7 @@ class FrequencySized(PrefixTable):
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        total = feasible_sizes(budget, graph.num_nodes, params.dim)
-        order = torch.randperm(graph.num_nodes).numpy()
+        total, order = feasible_sizes(budget, graph.num_nodes, params.dim), torch.randperm(graph.num_nodes).numpy()
         method = cls(exact_sizes(np.log1p(frequencies(graph)), total, params.dim, order), params)
         method.describe(graph.num_users)
         return method
@@ -122,15 +114,14 @@ class CIESS(PrefixTable):
         return cls(even, params)
 
     def fit(self, trainer, start=None):
-        searched, total = self.searched(start), int(self.mask.sum())
-        wanted, step = chosen_step(searched, start["step_quality"], total)
+        searched = self.searched(start)
+        wanted, step = chosen_step(searched, start["step_quality"], self.num_kept)
         order = trainer.generator("ties").permutation(len(wanted))
-        self.resize(exact_sizes(wanted, total, self.params.dim, order))
+        self.resize(exact_sizes(wanted, self.num_kept, self.params.dim, order))
         self.details |= {
             "sizes_of_step": int(start["step_ids"][step]),
-            "is_greedy": step == len(searched) - 1,
+            "is_last_step": step == len(searched) - 1,
             "numbers_of_step": int(wanted.sum()),
-            "scaled": bool(wanted.sum() != total),
         }
         self.describe(trainer.graph.num_users)
         trainer.run(self, "train")
@@ -159,7 +150,6 @@ class CIESSSearch(PrefixTable):
     class Params(PrefixTable.Params):
         """episodes, steps: M and T; batches: trained at every step (n_b); pretrain_batches: per chunk, see the module;
         size_cost: weight of the size in the reward (lambda).
-
         lr_decay, decay_every, least_lr: training's learning rate is multiplied by lr_decay every so many batches.
         hidden: width of the networks; walk_steps, walk_reach: the walk takes so many steps, each so far at most;
         exploration_std: of the noise on the sizes; target_std, target_clip: of the noise on the target's sizes;
@@ -186,7 +176,7 @@ class CIESSSearch(PrefixTable):
         actor_lr: float = 1e-3
         critic_lr: float = 3e-3
         clip_norm: float = 0.01
-        updates: int = 1
+        updates: int = 22
         replay_batch: int = 4096
         replay_steps: int = 100
         actor_every: int = 2
@@ -214,7 +204,7 @@ class CIESSSearch(PrefixTable):
     def __init__(self, num_nodes, params):
         super().__init__(np.full(num_nodes, params.dim), params)
         self.agents = (Agent(params), Agent(params))  # users', items': no part of the model, hence not registered
-        self.history: list[tuple[np.ndarray, float]] = []  # sizes (N,) and mean quality of every step
+        self.history: list[tuple[np.ndarray, float]] = []  # sizes (N,) without noise, quality with it
 
     def fit(self, trainer, start=None):
         self.to(trainer.device)
@@ -227,25 +217,28 @@ class CIESSSearch(PrefixTable):
             clipped = np.clip(2 * quality / peak - 1, -1, 1)
             return np.stack([frequency, to_action(sizes, params.dim), clipped], axis=1).astype(np.float32)  # (N, 3)
 
-        def choose(state, noise):
+        def choose(state):
             both = zip(self.agents, sides, strict=True)
-            return np.concatenate([agent.choose(state[side], noise, generator) for agent, side in both])
+            return np.concatenate([agent.choose(state[side], generator) for agent, side in both])
 
         best: dict = {}
         best_quality = -np.inf
         first = state = observe(np.full(graph.num_nodes, params.dim), peak / 2)  # the quality's coordinate is 0
         num_steps = params.episodes * params.steps
+        steps = self.details["steps"] = []
         for step in range(num_steps + 1):
-            greedy = step == num_steps or trainer.timed_out
-            if step % params.steps == 0 and not greedy:
+            last = step == num_steps or trainer.timed_out
+            if step % params.steps == 0 and not last:
                 state = first
-            noise = 0.0 if greedy else generator.normal(0, params.exploration_std)  # one draw for all
-            sizes = choose(state, noise)
+            greedy = choose(state)
+            noise = 0.0 if last else generator.normal(0, params.exploration_std)  # one draw for all
+            sizes = np.clip(np.rint(greedy + noise), 1, params.dim).astype(np.int64)
             quality, mean = self.evaluate(trainer, sizes, step)
-            self.history.append((sizes, mean))
+            self.history.append((greedy, mean))
+            steps.append({"numbers": int(sizes.sum()), "quality": mean} | spread(sizes, graph.num_users))
             if mean > best_quality:
                 best, best_quality = copy.deepcopy(self.state_dict()), mean
-            if greedy:
+            if last:
                 break
             reward, after = rewards(quality, sizes, params), observe(sizes, quality)
             for agent, side in zip(self.agents, sides, strict=True):
@@ -254,7 +247,6 @@ class CIESSSearch(PrefixTable):
                     agent.update(generator)
             state = after
         self.load_state_dict(best)
-        self.details["steps"] = [{"numbers": int(sizes.sum()), "quality": mean} for sizes, mean in self.history]
         self.describe(graph.num_users)
 
     def peak_quality(self, trainer):
@@ -327,15 +319,15 @@ class Agent:
         self.replay: deque[np.ndarray] = deque(maxlen=params.replay_steps)
 
     @torch.no_grad()
-    def choose(self, state, noise, generator):
-        """Return sizes (n,) for states (n, 3): the best on a random walk by the first critic, then the noise."""
+    def choose(self, state, generator):
+        """Return sizes (n,) for states (n, 3): the best on a random walk, by the first critic."""
         dim, states = self.params.dim, torch.from_numpy(state)
         proposed = np.rint(to_size(self.actor(states)[:, 0].numpy(), dim)).astype(np.int64)
         visited = random_walk(proposed, dim, self.params.walk_steps, self.params.walk_reach, generator)
         actions = torch.from_numpy(to_action(visited, dim).astype(np.float32))  # (n, steps + 1)
         values = [self.critics[0](torch.cat([states, action[:, None]], dim=1)) for action in actions.T]
         best = torch.cat(values, dim=1).argmax(dim=1).numpy()
-        return np.clip(np.rint(visited[np.arange(len(best)), best] + noise), 1, dim).astype(np.int64)
+        return visited[np.arange(len(best)), best]
 
     def remember(self, state, sizes, reward, after):
         """Store a step: one transition per entity."""
@@ -345,10 +337,8 @@ class Agent:
     def update(self, generator):
         """Update both critics and, every `actor_every`-th time, the actor; the targets follow."""
         params, self.num_updates = self.params, self.num_updates + 1
-        steps, entities = np.divmod(
-            generator.integers(len(self.replay) * len(self.replay[0]), size=params.replay_batch), len(self.replay[0])
-        )
-        batch = np.stack([self.replay[step][entity] for step, entity in zip(steps, entities, strict=True)])
+        transitions = np.concatenate(self.replay)
+        batch = transitions[generator.integers(len(transitions), size=params.replay_batch)]
         state, action, reward, after = torch.from_numpy(batch).split([3, 1, 1, 3], dim=1)
         noise = np.clip(generator.normal(0, params.target_std), -params.target_clip, params.target_clip)
         target = self.critic_target(reward, after, noise)
@@ -430,6 +420,12 @@ def frequencies(graph):
     return np.concatenate([np.bincount(graph.train.user, minlength=graph.num_users), graph.item_counts])
 
 
+def spread(sizes, num_users):
+    """Return for `details` the mean size of users and of items, and the standard deviation of all sizes (N,)."""
+    numbers = sizes[:num_users].mean(), sizes[num_users:].mean(), sizes.std()
+    return dict(zip(("mean_user_size", "mean_item_size", "size_std"), map(float, numbers), strict=True))
+
+
 def worth_keeping(totals, quality):
     """Return the steps that some budget may want: those that no other beats at no more numbers, and the last."""
     beaten = ((totals <= totals[:, None]) & (quality > quality[:, None])).any(axis=1)
@@ -438,7 +434,7 @@ def worth_keeping(totals, quality):
 
 
 def chosen_step(sizes, quality, total):
-    """Return the sizes (N,) and the row of the best step with at most `total` numbers, else of the last: the greedy."""
+    """Return the sizes (N,) and the row of the best step with at most `total` numbers, else of the last."""
     affordable = sizes.sum(axis=1) <= total
     row = int(np.where(affordable, quality, -np.inf).argmax()) if affordable.any() else len(sizes) - 1
     return sizes[row], row

@@ -24,21 +24,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from c2f.api import EmbeddingMethod, check, feasible_nonzeros, load_start, pack_sparse, unpack_sparse
+from c2f.api import MaskedTable, TableParams, check, load_start
 
 
-class MagPrune(EmbeddingMethod):
-    """P float32 numbers of an (N, dim) table, with the cheapest of a bitmask or row counts and column ids.
-
-    Raises BudgetError below `dim` numbers, or `min_per_row` for each node.
-    """
-
-    counted = ("vectors",)
-    vectors: torch.Tensor
-    mask: torch.Tensor
+class MagPrune(MaskedTable):
+    """The largest numbers of a full run's table, as many as fit, and at least `min_per_row` of each node."""
 
     @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
+    class Params(TableParams):
         """dim, num_layers: as in the full run that it starts from.
 
         mask: keep the largest magnitudes, or random places; scope: largest of all nodes together, or the same fraction
@@ -46,33 +39,22 @@ class MagPrune(EmbeddingMethod):
         published, from_init or from_trained to train the kept numbers again; init_std: of the start for from_init.
         """
 
-        dim: int = 128
         mask: Literal["magnitude", "random"] = "magnitude"
         scope: Literal["global", "per_table"] = "global"
         min_per_row: int = 0
         retrain: Literal["none", "from_init", "from_trained"] = "none"
-        init_std: float = 0.1
 
         def __post_init__(self):
             super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
             check(0 <= self.min_per_row <= self.dim, "min_per_row", self.min_per_row, "between 0 and dim")
-            check(self.init_std > 0, "init_std", self.init_std, "above 0")
 
-    @classmethod
-    def from_budget(cls, budget, graph, params):
-        least = max(params.dim, params.min_per_row * graph.num_nodes)
-        return cls(graph.num_nodes, feasible_nonzeros(budget, graph.num_nodes, params.dim, at_least=least), params)
+    @staticmethod
+    def least_kept(graph, params):
+        return max(params.dim, params.min_per_row * graph.num_nodes)
 
     def __init__(self, num_nodes, num_kept, params):
-        super().__init__(params)
-        self.num_kept = num_kept
-        start = torch.randn(num_nodes, params.dim) * params.init_std
-        if params.retrain == "none":
-            self.register_buffer("vectors", start)
-        else:
-            self.vectors = torch.nn.Parameter(start)
-        self.register_buffer("mask", torch.zeros(num_nodes, params.dim, dtype=torch.bool))
+        super().__init__(num_nodes, num_kept, params, params.init_std)
+        self.vectors.requires_grad_(params.retrain != "none")
 
     def fit(self, trainer, start=None):
         initial = self.vectors.detach().clone()
@@ -81,26 +63,13 @@ class MagPrune(EmbeddingMethod):
         shape = tuple(self.vectors.shape)
         score = self.vectors.detach().abs().numpy() if by_magnitude else trainer.generator("mask").random(shape)
         num_users = trainer.graph.num_users if self.params.scope == "per_table" else None
-        kept = kept_places(score, self.num_kept, num_users, self.params.min_per_row)
-        self.mask.copy_(torch.from_numpy(kept))
-        self.details["kept_fraction_of_full_table"] = self.num_kept / kept.size
-        self.details["nodes_without_a_number"] = int((~kept.any(axis=1)).sum())
+        self.keep(torch.from_numpy(kept_places(score, self.num_kept, num_users, self.params.min_per_row)))
         if self.params.retrain == "from_init":
             with torch.no_grad():
                 self.vectors.copy_(initial)
         self.to(trainer.device)
         if self.params.retrain != "none":
             trainer.run(self, "retrain")
-
-    def table(self):
-        return self.vectors * self.mask  # (N, d)
-
-    def export(self):
-        return pack_sparse("vectors", self.table().detach().cpu().numpy())
-
-    @staticmethod
-    def decode(arrays, params):
-        return unpack_sparse("vectors", arrays, params.dim)  # (N, d)
 
 
 def kept_places(score, num_kept, num_users=None, min_per_row=0):

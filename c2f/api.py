@@ -19,7 +19,7 @@ from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph, expanded_adjacency, propagate
 from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, TrainingGraph, load_start
 from c2f.ops import SparseMatrix, activate, concatenate, soft_threshold
-from c2f.pruning import Survival, fingerprint, search, survivors
+from c2f.pruning import MaskedTable, Survival, kept_sizes, search_by_thresholds, survivors, tensor_sha256
 from c2f.settings import check
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Embeddings",
     "Graph",
     "LinearForm",
+    "MaskedTable",
     "MethodError",
     "SparseMatrix",
     "Survival",
@@ -46,16 +47,17 @@ __all__ = [
     "did_you_mean",
     "expanded_adjacency",
     "feasible_nonzeros",
-    "fingerprint",
     "hash_constants",
     "id_array",
+    "kept_sizes",
     "load_start",
     "pack_sparse",
     "propagate",
     "pseudo_inverse",
-    "search",
+    "search_by_thresholds",
     "soft_threshold",
     "survivors",
+    "tensor_sha256",
     "universal_hash",
     "unpack_sparse",
 ]

@@ -1,4 +1,4 @@
-"""What methods share that prune by learnable soft thresholds: the search, which entry outlives which, and its retrain.
+"""What pruning methods share: a table with a mask, the search by learnable soft thresholds, and what outlives what.
 
 One search serves every budget: of k entries those are kept that stayed alive longest. So the supports are nested, and
 any size is met exactly, although a search overshoots every target (METHODS.md 5.4, 5.8).
@@ -9,7 +9,61 @@ import hashlib
 import numpy as np
 import torch
 
+from c2f.codebook import feasible_nonzeros, pack_sparse, unpack_sparse
 from c2f.errors import MethodError
+from c2f.method import EmbeddingMethod
+
+
+class MaskedTable(EmbeddingMethod):
+    """As many numbers of an (N, dim) float32 table as fit; a subclass chooses in `fit` which, by `keep`.
+
+    Stored as the cheapest of a bitmask, row counts with column ids, and the dense table. Raises BudgetError below
+    `least_kept` numbers, `dim` if nothing else is said.
+    """
+
+    counted = ("vectors",)
+    mask: torch.Tensor
+
+    @classmethod
+    def from_budget(cls, budget, graph, params):
+        budget.require_size()
+        least = cls.least_kept(graph, params)
+        return cls(graph.num_nodes, feasible_nonzeros(budget, graph.num_nodes, params.dim, at_least=least), params)
+
+    @staticmethod
+    def least_kept(graph, params) -> int:
+        """Return how few numbers are still worth having."""
+        return params.dim
+
+    def __init__(self, num_nodes, num_kept, params, init_std=0.1):
+        super().__init__(params)
+        self.num_kept = num_kept
+        self.vectors = torch.nn.Parameter(torch.randn(num_nodes, params.dim) * init_std)
+        self.register_buffer("mask", torch.zeros(num_nodes, params.dim, dtype=torch.bool))
+
+    def keep(self, mask: torch.Tensor) -> None:
+        """Keep the numbers where `mask` (N, dim) is true, and note in `details` how they lie."""
+        self.mask.copy_(mask)
+        self.details |= kept_sizes(mask)
+
+    def table(self):
+        return self.vectors * self.mask  # (N, dim); what is masked gets no gradient
+
+    def export(self):
+        return pack_sparse("vectors", self.table().detach().cpu().numpy())
+
+    @staticmethod
+    def decode(arrays, params):
+        return unpack_sparse("vectors", arrays, params.dim)  # (N, dim)
+
+
+def kept_sizes(table: torch.Tensor) -> dict:
+    """Return for `details` how much of a full table (N, d) is not 0, and how many of its rows are all 0."""
+    kept = table != 0
+    return {
+        "kept_fraction_of_full_table": int(kept.sum()) / kept.numel(),
+        "nodes_without_a_number": int((~kept.any(dim=1)).sum()),
+    }
 
 
 class Survival(torch.nn.Module):
@@ -48,33 +102,44 @@ class Survival(torch.nn.Module):
         return ranks.reshape(self.margin.shape)
 
 
-def search(method, trainer, optimizer, survival: Survival, values, thresholds, kept_fraction: float) -> int:
-    """Train `method` until at most kept_fraction of its values (r, d) are alive; return how many.
+def search_by_thresholds(method, trainer, optimizer, values: torch.Tensor, more: str) -> None:
+    """Train `method` until at most params.kept_fraction of its values (r, d) is alive, or its time is up.
 
-    values, thresholds: the parameters that `survival` watches. Raises MethodError where training ends before that.
+    method: has `thresholds` and their `survival`; more: names what else of its settings prunes sooner, for the error.
+    Notes in `details` whether thresholds or magnitudes chose: mean and standard deviation of s, and the share of k kept
+    entries that are among the k largest |v|, for all that is alive and for the best tenth of it.
+    Raises MethodError where the epochs end first.
     """
-    goal, alive = int(kept_fraction * values.numel()), values.numel()
-
-    def few_enough() -> bool:
-        nonlocal alive
-        alive = survival.check(values, thresholds)
-        return alive <= goal
-
-    report = trainer.run(method, "search", optimizer=optimizer, each_step=few_enough, keep="last", early_stopping=False)
-    if report.stopped_by != "condition":
+    thresholds, survival = method.thresholds.detach(), method.survival
+    goal = int(method.params.kept_fraction * values.numel())
+    report = trainer.run(
+        method,
+        "search",
+        optimizer=optimizer,
+        each_step=lambda: survival.check(values, thresholds) <= goal,
+        keep="last",
+        early_stopping=False,
+    )
+    alive = int((_margin(values, thresholds) > 0).sum())
+    if report.stopped_by == "epochs":
         raise MethodError(
-            f"after {report.epochs} epochs ({report.stopped_by}) the search still keeps {alive:,} of "
-            f"{values.numel():,} numbers, and its goal is {goal:,}; raise max_epochs, lr, l2 or start_threshold, "
-            "or kept_fraction itself"
+            f"after {report.epochs} epochs the search still keeps {alive:,} of {values.numel():,} numbers, and its "
+            f"goal is {goal:,}; raise max_epochs, lr, start_threshold, {more}, or kept_fraction itself"
         )
-    return alive
+    ranks, magnitudes = survival.ranks().ravel(), values.detach().abs().ravel()
+    largest = {kept: magnitudes.topk(kept).indices.cpu() for kept in (alive, alive // 10) if kept}
+    method.details |= {
+        "threshold_mean": float(thresholds.mean()),
+        "threshold_std": float(thresholds.std(correction=0)),
+        "shared_with_largest": {kept: float((ranks[places] < kept).mean()) for kept, places in largest.items()},
+    }
 
 
-def survivors(start: dict | None, shape, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+def survivors(start: dict | None, shape, kept: int, generator=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mask (r, d) of the `kept` numbers that a search kept alive longest, and all initial values (r, d).
 
     Below what the search reached the largest margins at its end decide. start: the search's arrays `initial` and
-    `ranks`. Raises MethodError for another start.
+    `ranks`; generator: given (NumPy) to keep as many at random instead. Raises MethodError for another start.
     """
     if start is None:
         raise MethodError("it retrains what a search kept; give its entry `starts_from` in the config")
@@ -85,10 +150,11 @@ def survivors(start: dict | None, shape, kept: int) -> tuple[torch.Tensor, torch
                 f"the search that it starts from has {key} {found}, this one expects {tuple(shape)}; "
                 "give both entries the same sizes in `params`"
             )
-    return torch.from_numpy(start["ranks"] < kept), torch.from_numpy(start["initial"])
+    ranks = start["ranks"] if generator is None else generator.permutation(start["ranks"].ravel()).reshape(shape)
+    return torch.from_numpy(ranks < kept), torch.from_numpy(start["initial"])
 
 
-def fingerprint(values: torch.Tensor) -> str:
+def tensor_sha256(values: torch.Tensor) -> str:
     """Return the sha256 of a tensor's bytes: two runs that name the same one started from the same values."""
     return hashlib.sha256(values.detach().cpu().numpy().tobytes()).hexdigest()
 

@@ -127,7 +127,7 @@ def test_scores_pruning_loss_and_gradients_are_the_reference_ones(golden, golden
 def test_no_two_nodes_share_both_rows_exactly_where_ceil_of_N_over_b_is_at_most_b():
     for num_nodes in range(1, 60):
         for rows in range(1, num_nodes + 2):
-            pairs = row_pairs(num_nodes, 2 * rows)
+            pairs = row_pairs(num_nodes, rows)
             assert pairs[:, 0].max() < rows <= pairs[:, 1].min() and pairs[:, 1].max() < 2 * rows
             unique = len(np.unique(pairs, axis=0)) == num_nodes
             assert unique == (math.ceil(num_nodes / rows) <= rows)
@@ -153,11 +153,12 @@ def test_the_default_number_of_rows_is_four_square_roots_of_N(blocks):
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 def test_coupled_decay_makes_thresholds_rise_by_lr_a_step_and_prunes_and_decoupled_decay_does_not(blocks, optimizer):
     method, _ = make(blocks, params=SMALL)  # S0 = -10
+    method.codebook.requires_grad_(False)  # else the values decay and die, whatever the thresholds do
     at_start = int(method.pruned().count_nonzero())
     assert at_start > 140
     stepper = optimizer(method.parameters(), lr=0.02, weight_decay=1e-5)
     rise = []
-    for _ in range(300):
+    for _ in range(800):
         stepper.zero_grad()
         (0 * method.table().sum()).backward()
         stepper.step()
@@ -165,7 +166,8 @@ def test_coupled_decay_makes_thresholds_rise_by_lr_a_step_and_prunes_and_decoupl
     alive = int(method.pruned().count_nonzero())
     if optimizer is torch.optim.Adam:
         assert rise[99] == pytest.approx(100 * 0.02, rel=0.05)  # whatever the decay is
-        assert alive < 0.1 * at_start
+        assert alive < 0.6 * at_start  # s = -0.8, sigmoid(s) = 0.32, and Xavier's values lie in +- 0.59
+        assert alive == int((method.codebook.abs() > torch.sigmoid(method.thresholds)).sum())
     else:
         assert rise[99] == pytest.approx(100 * 0.02 * 1e-5 * 10, rel=0.05)  # lr * decay * |s|
         assert alive == at_start
@@ -266,6 +268,26 @@ def test_retraining_starts_from_the_very_values_that_the_search_started_from(blo
     assert not np.array_equal(searched[0].codebook.detach(), searched[1]["initial"])  # the search itself moved on
 
 
+def test_a_random_mask_keeps_as_many_numbers_at_other_places_from_the_same_values(blocks, searched):
+    params = [{**SMALL, "mask": mask} for mask in ("learned", "random")]
+    learned, random = (retrained(blocks, searched, "numbers-70", chosen) for chosen in params)
+    assert int(learned.mask.sum()) == int(random.mask.sum()) == 70
+    assert not torch.equal(learned.mask, random.mask)
+    assert learned.details["initial_sha256"] == random.details["initial_sha256"]
+
+
+def test_where_the_budget_holds_both_codebooks_the_record_says_that_nothing_is_pruned(blocks, searched):
+    details = {kept: retrained(blocks, searched, f"numbers-{kept}").details for kept in (143, 144, 200)}
+    assert {kept: noted["unpruned"] for kept, noted in details.items()} == {143: False, 144: True, 200: True}
+
+
+def test_the_record_counts_nodes_of_which_neither_row_has_a_number(blocks):
+    method, _ = make(blocks, params=SMALL)  # b = 9, nine nodes share a row of Q
+    table = torch.ones(18, 8)
+    table[[0, 3, 9, 10]] = 0  # node e has the rows e mod 9 and 9 + e // 9: nodes 0, 3, 9 and 12 have none
+    assert method.sizes(table)["nodes_without_a_number"] == 4
+
+
 def test_pruned_numbers_get_no_gradient_in_retraining_and_stay_out(blocks, searched):
     method = retrained(blocks, searched, "numbers-100")
     pruned, initial = ~method.mask.numpy(), searched[1]["initial"]
@@ -278,7 +300,7 @@ def test_pruned_numbers_get_no_gradient_in_retraining_and_stay_out(blocks, searc
 def test_a_search_that_ends_before_its_goal_says_how_far_it_came(blocks):
     settings = dataclasses.replace(FAST, max_epochs=1)
     method, trainer = make(blocks, settings=settings, params={**SMALL, "kept_fraction": 0.5})
-    with pytest.raises(MethodError, match=r"still keeps 14\d of 144 numbers, and its goal is 72; raise max_epochs, lr"):
+    with pytest.raises(MethodError, match=r"keeps 14\d of 144 numbers, and its goal is 72; raise .* weight_decay, or"):
         method.fit(trainer)
 
 

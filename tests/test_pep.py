@@ -9,9 +9,9 @@ import torch
 from baselines.pep import PEP, PEPSearch
 from c2f.budget import Budget, Footprint
 from c2f.codebook import sparse_bytes
-from c2f.errors import BudgetError, ConfigError, MethodError
+from c2f.errors import ConfigError, MethodError
 from c2f.method import build, export_arrays
-from c2f.pruning import fingerprint
+from c2f.pruning import tensor_sha256
 from c2f.train import Trainer, TrainingSettings
 
 NUM_NODES, DIM = 80, 8
@@ -120,7 +120,8 @@ def test_l2_acts_on_the_values_themselves_so_that_a_dead_one_shrinks(blocks):
 
 def test_a_search_that_does_not_get_there_says_how_far_it_got_and_what_to_raise(blocks):
     method = pep_search(blocks, start_threshold=-50.0, kept_fraction=0.1)
-    words = r"after 2 epochs \(epochs\) the search still keeps 640 of 640 numbers, and its goal is 64; raise max_epochs"
+    words = "after 2 epochs the search still keeps 640 of 640 numbers, and its goal is 64; raise max_epochs, lr, "
+    words += "start_threshold, l2, threshold_decay, or kept_fraction"
     with pytest.raises(MethodError, match=words):
         method.fit(trainer(blocks, max_epochs=2))
 
@@ -145,8 +146,28 @@ def test_the_search_ends_at_its_goal_and_its_best_ranks_are_what_is_left(searche
     np.testing.assert_array_equal(arrays["ranks"] < alive, table != 0)
     assert sorted(arrays["ranks"].ravel()) == list(range(NUM_NODES * DIM))
     assert arrays["ranks"].dtype == np.uint32
-    assert searched.details["kept_fraction"] == alive / (NUM_NODES * DIM)
-    assert searched.details["empty_row_fraction"] == np.mean([not row.any() for row in table])
+    assert searched.details["kept_fraction_of_full_table"] == alive / (NUM_NODES * DIM)
+    assert searched.details["nodes_without_a_number"] == sum(not row.any() for row in table)
+
+
+def test_the_record_tells_thresholds_from_magnitudes(searched):
+    values, thresholds = searched.vectors.detach().numpy(), searched.thresholds.detach().numpy()
+    kept = PEPSearch.decode(searched.export(), searched.params) != 0
+    assert searched.details["threshold_std"] == pytest.approx(thresholds.std(), rel=1e-4)
+    assert searched.details["threshold_mean"] == pytest.approx(thresholds.mean(), rel=1e-4)
+    size = int(kept.sum())
+    largest = np.abs(values) >= np.sort(np.abs(values).ravel())[-size]
+    shares = searched.details["shared_with_largest"]
+    assert list(shares) == [size, size // 10]
+    assert shares[size] == pytest.approx((largest & kept).sum() / size)
+
+
+def test_out_of_time_a_search_ends_with_the_ranks_so_far(blocks):
+    method, run = pep_search(blocks, kept_fraction=0.3), trainer(blocks, max_seconds=1e-9)
+    method.fit(run)
+    assert run.timed_out and run.reports[0].stopped_by == "time"
+    masked = np.abs(method.initial.numpy()) >= np.sort(np.abs(method.initial.numpy()).ravel())[-200]
+    np.testing.assert_array_equal(method.export()["ranks"] < 200, masked)  # not a step: the largest initial values
 
 
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(blocks, searched, tmp_path, monkeypatch):
@@ -170,7 +191,7 @@ def test_a_budget_in_numbers_is_met_exactly(blocks, searched, kept):
     method = retrained(blocks, searched, f"numbers-{kept}")
     footprint = Footprint.measure(export_arrays(method), method.counted, 0, 0, False)
     assert footprint.numbers == int(method.mask.sum()) == kept
-    assert method.details["kept_fraction"] == kept / 640
+    assert method.details["kept_fraction_of_full_table"] == kept / 640
 
 
 def test_what_a_budget_keeps_every_larger_one_keeps_too(blocks, searched):
@@ -185,8 +206,15 @@ def test_it_starts_from_the_identical_initial_tensor(blocks, searched, monkeypat
     method = retrained(blocks, searched, "numbers-250")
     np.testing.assert_array_equal(started[0], searched.initial.numpy() * method.mask.numpy())
     untouched = pep_search(blocks).vectors  # the search's before its first step: same seed
-    assert method.details["initial_sha256"] == searched.details["initial_sha256"] == fingerprint(untouched)
+    assert method.details["initial_sha256"] == searched.details["initial_sha256"] == tensor_sha256(untouched)
     assert (searched.vectors != searched.initial).all()
+
+
+def test_a_random_mask_of_the_same_size_starts_from_the_same_values_at_other_places(blocks, searched):
+    learned, random = (retrained(blocks, searched, "numbers-250", mask=mask) for mask in ("learned", "random"))
+    assert int(learned.mask.sum()) == int(random.mask.sum()) == 250
+    assert int((learned.mask & random.mask).sum()) == pytest.approx(250 * 250 / 640, abs=25)
+    assert learned.details["initial_sha256"] == random.details["initial_sha256"]
 
 
 def test_reinit_keeps_the_same_numbers_but_not_their_values(blocks, searched):
@@ -205,8 +233,8 @@ def test_training_moves_what_is_kept_and_nothing_else(blocks, searched):
 @pytest.mark.parametrize(
     ("kept", "parts", "nbytes"),
     [
-        (200, {"table", "table_mask"}, 200 * 4 + 80 * 1),  # values; one byte of mask for the 8 columns of a row
-        (630, {"table"}, 80 * 8 * 4),  # dense is less than 630 * 4 + 80
+        (200, {"vectors", "vectors_mask"}, 200 * 4 + 80 * 1),  # values; one byte of mask for the 8 columns of a row
+        (630, {"vectors"}, 80 * 8 * 4),  # dense is less than 630 * 4 + 80
     ],
 )
 def test_the_cheapest_storage_is_chosen_and_charged(blocks, searched, kept, parts, nbytes):
@@ -220,7 +248,7 @@ def test_few_numbers_of_long_rows_are_stored_as_row_counts_and_column_ids(blocks
     method = build(PEP, Budget.parse("numbers-128"), blocks[0], PEP.Params(dim=128), 1)
     method.mask[:64, :2] = True
     arrays = export_arrays(method)
-    assert set(arrays) == {"table", "table_counts", "table_columns"}
+    assert set(arrays) == {"vectors", "vectors_counts", "vectors_columns"}
     stored = Footprint.measure(arrays, method.counted, 0, 0, False).stored
     assert stored == 128 * 4 + 80 * 1 + 128 * 1  # a bitmask would take 80 * 16
     np.testing.assert_array_equal(PEP.decode(arrays, method.params), method.table().detach())
@@ -239,9 +267,7 @@ def test_below_what_the_search_reached_the_largest_margins_stay(blocks, searched
     assert len(chosen) == reached // 2 and chosen.min() >= left_out.max()
 
 
-def test_it_wants_a_size_and_a_search_of_its_own_size(blocks, searched):
-    with pytest.raises(BudgetError, match="full sets no size"):
-        pep(blocks, "full")
+def test_it_wants_a_search_of_its_own_size(blocks, searched):
     with pytest.raises(MethodError, match="starts_from"):
         pep(blocks, "numbers-300").fit(trainer(blocks))
     wrong = build(PEP, Budget.parse("numbers-300"), blocks[0], PEP.Params(dim=4), 1)

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from c2f.errors import MethodError
-from c2f.pruning import Survival, fingerprint, survivors
+from baselines.cerp import CERP
+from baselines.ciess import CIESS, FrequencySized
+from baselines.magprune import MagPrune
+from baselines.pep import PEP
+from c2f.budget import Budget
+from c2f.errors import BudgetError, MethodError
+from c2f.method import build
+from c2f.pruning import MaskedTable, Survival, kept_sizes, survivors, tensor_sha256
 
 
 def logit(chance) -> torch.Tensor:
@@ -81,8 +87,29 @@ def test_exactly_as_many_survive_as_fit_and_larger_budgets_keep_what_smaller_one
 
 def test_the_initial_values_are_the_searchs_own():
     _, initial = survivors(start(), (6, 4), 5)
-    assert fingerprint(initial) == fingerprint(torch.from_numpy(start()["initial"]))
-    assert fingerprint(initial) != fingerprint(initial + 1e-6)
+    assert tensor_sha256(initial) == tensor_sha256(torch.from_numpy(start()["initial"]))
+    assert tensor_sha256(initial) != tensor_sha256(initial + 1e-6)
+
+
+def test_a_random_mask_keeps_as_many_at_other_places_and_follows_its_generator():
+    masks = [survivors(start(60, 10), (60, 10), 200, np.random.default_rng(seed))[0] for seed in (1, 1, 2)]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    learned = survivors(start(60, 10), (60, 10), 200)[0]
+    for mask in masks:
+        assert int(mask.sum()) == 200
+        assert int((mask & learned).sum()) == pytest.approx(200 * 200 / 600, abs=20)  # what independent masks share
+
+
+def test_what_is_kept_is_told_as_a_share_of_the_full_table_and_as_nodes_without_any():
+    table = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
+    assert kept_sizes(table) == {"kept_fraction_of_full_table": 3 / 12, "nodes_without_a_number": 2}
+
+
+@pytest.mark.parametrize("cls", [MagPrune, PEP, CERP, CIESS, FrequencySized])
+def test_what_fills_its_budget_takes_no_size_from_full(cls, blocks):
+    assert issubclass(cls, MaskedTable) or cls is CERP
+    with pytest.raises(BudgetError):
+        build(cls, Budget.parse("full"), blocks[0], cls.Params(dim=8), 1)
 
 
 @pytest.mark.parametrize(
