@@ -89,6 +89,14 @@ def test_without_retraining_nothing_is_trained_and_the_kept_numbers_are_the_full
     np.testing.assert_array_equal(pruned[pruned != 0], full_run["vectors"][pruned != 0])
 
 
+def test_per_row_every_node_keeps_as_many_and_the_largest_take_what_is_left(blocks, full_run):
+    method, _ = prune(blocks, full_run, f"numbers-{80 * 3 + 7}", scope="per_row")
+    kept = method.mask.sum(dim=1)
+    assert (int(kept.min()), int(kept.sum())) == (3, 80 * 3 + 7)
+    magnitudes = method.vectors.abs()
+    assert (magnitudes.masked_fill(~method.mask, 9).amin(1) >= magnitudes.masked_fill(method.mask, 0).amax(1)).all()
+
+
 def test_a_random_mask_has_the_same_size_and_other_places(blocks, full_run):
     masks = [prune(blocks, full_run, "numbers-100", mask=mask)[0].mask for mask in ("magnitude", "random")]
     assert masks[0].sum() == masks[1].sum() == 100
