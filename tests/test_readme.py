@@ -124,3 +124,9 @@ def test_the_table_of_methods_says_how_long_a_file_is_and_what_gowalla_needs_at_
             build(cls, Budget.parse(f"{kind}-1"), graph, from_mapping(cls.Params, entry.params, names[0]), 1)
         needs.append(f"{error.value.needs:,}")
     assert row[6] == " / ".join(needs)
+
+
+def test_conda_and_pip_install_the_same_versions():
+    pip = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1] == {"pip": pip}

@@ -5,7 +5,7 @@ rule download:
         "results/logs/download/{dataset}.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=True),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
@@ -29,7 +29,7 @@ rule prepare:
     log:
         "results/logs/prepare/{dataset}.log",
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=False),
         raw=lambda wildcards, input: os.path.dirname(input[0]),

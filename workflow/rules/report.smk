@@ -15,7 +15,7 @@ rule collect:
         "<output>/logs/collect/{dataset}.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         runs=lambda wildcards: GRID.folders(wildcards.dataset),
         methods=GRID.methods,
@@ -42,7 +42,7 @@ rule table:
         "<output>/logs/table/main.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
         made_by=made_by(),
@@ -74,7 +74,7 @@ rule figure:
         "<output>/logs/figure/{name}.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         spec=lambda wildcards: GRID.figure_spec(wildcards.name),
         caption=lambda wildcards: GRID.caption(wildcards.name),
@@ -99,7 +99,7 @@ rule report:
         "<output>/logs/report/report.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         made_by=made_by(),
     shell:

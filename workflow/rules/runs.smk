@@ -8,7 +8,7 @@ rule resolve:
         "<output>/logs/resolve/{method}.log",
     localrule: True
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     params:
         entry=lambda wildcards: GRID.entries[wildcards.method].to_json(),
         training=GRID.training,
@@ -36,7 +36,7 @@ rule train:
     log:
         "<output>/logs/train/{dataset}/{method}/{budget}/{seed}.log",
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     threads: lambda wildcards: GRID.threads(wildcards.dataset)
     resources:
         gpu=lambda wildcards: GRID.gpus(wildcards.dataset, wildcards.method),
@@ -67,7 +67,7 @@ rule evaluate:
     log:
         "<output>/logs/evaluate/{dataset}/{method}/{budget}/{seed}.log",
     conda:
-        "c2f-bench"
+        "../../environment.yml"
     threads: lambda wildcards: GRID.threads(wildcards.dataset)
     resources:
         gpu=lambda wildcards: GRID.gpus(wildcards.dataset, wildcards.method),
