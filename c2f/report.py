@@ -52,7 +52,7 @@ def collect(
         record = read(folder)
         compared = methods is None or record["method"] in methods
         role = ("compared" if compared else "figure") if folder in asked else "start"
-        metrics = {"users": 0, "means": {}} if role == "start" else _read_mapping(folder / "metrics.json", "evaluate")
+        metrics = {"users": 0, "means": {}} if role == "start" else _read_metrics(folder, stats)
         before = sum(float(read(start)["seconds"]) for start in _starts(folder, read))
         rows.append(_row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared)
     table = pd.DataFrame(rows)
@@ -71,10 +71,20 @@ def _read_record(folder: Path, stats: dict) -> dict:
     return record
 
 
+def _read_metrics(folder: Path, stats: dict) -> dict:
+    metrics = _read_mapping(folder / "metrics.json", "evaluate")
+    if metrics["test_sha256"] != stats["sha256"]["test"]:
+        raise DataError(
+            f"{folder / 'metrics.json'} was made with other test pairs than {stats['name']} has here; "
+            "run `python -m c2f evaluate` again"
+        )
+    return metrics
+
+
 def _read_mapping(path: Path, step: str) -> dict:
     """Return what `step` wrote as JSON. Raises DataError where the file is missing, damaged or another one."""
     content = read_json(path)
-    wanted = {"train": _RECORD_KEYS, "evaluate": ["users", "means"]}[step]
+    wanted = {"train": _RECORD_KEYS, "evaluate": ["users", "means", "test_sha256"]}[step]
     _check_holds(wanted, content if isinstance(content, dict) else {}, path, step)
     return content
 

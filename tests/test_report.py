@@ -97,7 +97,9 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
     }
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(record | changes))
-    (folder / "metrics.json").write_text(json.dumps({"users": 30 if means else 0, "means": means}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"users": 30 if means else 0, "means": means, "test_sha256": SHA["test"]})
+    )
     return folder
 
 
@@ -140,6 +142,11 @@ def test_collect_names_the_record_that_is_missing(tmp_path):
         ("run.json", "{}", "run.json has no 'dataset', so it is of another kind or version; run `python -m c2f train`"),
         ("run.json", "[1]", "run.json has no 'dataset'"),
         ("run.json", '{"dataset": ', "run.json is not valid JSON"),
+        (
+            "metrics.json",
+            '{"users": 3, "means": {}, "test_sha256": "0"}',
+            "metrics.json was made with other test pairs than toy has here; run `python -m c2f evaluate` again",
+        ),
         ("metrics.json", '{"users": 3}', "metrics.json has no 'means', so it is of another kind or version; run"),
     ],
 )
