@@ -71,7 +71,7 @@ def record(run: Path) -> dict:
 def copy_checkout(folder: Path, *more: str) -> Path:
     """Copy what the workflow consists of, so that edits and results stay apart from this checkout."""
     folder.mkdir()
-    for part in ["Snakefile", "workflow", "config", "c2f", "baselines", *more]:
+    for part in ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines", *more]:
         source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
