@@ -175,7 +175,7 @@ MISTAKES = {
     ),
     "output": ({"output": "../elsewhere"}, "output = '../elsewhere': "),
     "output with a blank": ({"output": "results/my run"}, "output = 'results/my run': "),
-    "absolute output": ({"output": "/tmp/results"}, "output = '/tmp/results': "),
+    "absolute output": ({"output": "/results"}, "output = '/results': "),
     "two sources": ({"datasets": {"blocks": {"files": {"a.txt": {}}}}}, "datasets: blocks needs either `files`"),
     "no source": (
         {"grid": {"datasets": ["mine"]}, "datasets": {"mine": {"recipe": "given"}}},
