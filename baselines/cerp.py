@@ -212,7 +212,6 @@ class CERP(_Codebooks):
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        budget.require_size()
         rows = 2 * codebook_rows(graph.num_nodes, params)
         return cls(graph, feasible_nonzeros(budget, rows, params.dim, at_least=params.dim), params)
 

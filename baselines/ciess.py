@@ -63,7 +63,7 @@ class PrefixTable(MaskedTable):
             check(2 <= self.dim <= 256, "dim", self.dim, "between 2 and 256")
 
     def __init__(self, sizes, params):
-        super().__init__(len(sizes), int(np.sum(sizes)), params, params.init_std)
+        super().__init__(len(sizes), int(np.sum(sizes)), params)
         self.resize(sizes)
 
     def resize(self, sizes):

@@ -57,7 +57,7 @@ class MagPrune(MaskedTable):
         return max(params.dim, params.min_per_row * graph.num_nodes)
 
     def __init__(self, num_nodes, num_kept, params):
-        super().__init__(num_nodes, num_kept, params, params.init_std)
+        super().__init__(num_nodes, num_kept, params)
         self.vectors.requires_grad_(params.retrain != "none")
 
     def fit(self, trainer, start=None):

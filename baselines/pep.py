@@ -44,6 +44,7 @@ from c2f.api import (
     Embeddings,
     MaskedTable,
     Survival,
+    TableParams,
     check,
     kept_sizes,
     pack_sparse,
@@ -133,19 +134,14 @@ class PEP(MaskedTable):
     """The numbers of an (N, dim) float32 table that its search kept alive longest, as many as fit, trained anew."""
 
     @dataclass(frozen=True)
-    class Params(EmbeddingMethod.Params):
-        """dim: as in the search; reinit: train the same numbers from fresh initial values, not from the search's.
+    class Params(TableParams):
+        """dim: as in the search; reinit: train the same numbers from fresh values (init_std), not from the search's.
 
         mask: what the search learned, or random: as many numbers at random places, the control for the search.
         """
 
-        dim: int = 128
         reinit: bool = False
         mask: Literal["learned", "random"] = "learned"
-
-        def __post_init__(self):
-            super().__post_init__()
-            check(self.dim >= 1, "dim", self.dim, "at least 1")
 
     def fit(self, trainer, start=None):
         generator = trainer.generator("mask") if self.params.mask == "random" else None

@@ -130,8 +130,9 @@ def sparse_bytes(num_rows: int, dim: int, nonzero: int) -> int:
 def feasible_nonzeros(budget, num_rows: int, dim: int, at_least: int = 1) -> int:
     """Return how many non-zeros of a (num_rows, dim) matrix fit the budget, at most all of them.
 
-    Charged as `pack_sparse` stores them. Raises BudgetError where `at_least` do not fit.
+    Charged as `pack_sparse` stores them. Raises BudgetError where `at_least` do not fit, and for the budget `full`.
     """
+    budget.require_size()
 
     def cost(nonzero: int) -> int:
         return budget.measure(numbers=nonzero, nbytes=sparse_bytes(num_rows, dim, nonzero))

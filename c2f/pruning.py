@@ -26,7 +26,6 @@ class MaskedTable(EmbeddingMethod):
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        budget.require_size()
         least = cls.least_kept(graph, params)
         return cls(graph.num_nodes, feasible_nonzeros(budget, graph.num_nodes, params.dim, at_least=least), params)
 
@@ -35,10 +34,10 @@ class MaskedTable(EmbeddingMethod):
         """Return how few numbers are still worth having."""
         return params.dim
 
-    def __init__(self, num_nodes, num_kept, params, init_std=0.1):
+    def __init__(self, num_nodes, num_kept, params):
         super().__init__(params)
         self.num_kept = num_kept
-        self.vectors = torch.nn.Parameter(torch.randn(num_nodes, params.dim) * init_std)
+        self.vectors = torch.nn.Parameter(torch.randn(num_nodes, params.dim) * params.init_std)
         self.register_buffer("mask", torch.zeros(num_nodes, params.dim, dtype=torch.bool))
 
     def keep(self, mask: torch.Tensor) -> None:
