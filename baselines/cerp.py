@@ -38,12 +38,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import (
     EmbeddingMethod,
-    Embeddings,
     LinearForm,
     SparseMatrix,
     Survival,
@@ -56,7 +55,6 @@ from c2f.api import (
     soft_threshold,
     survivors,
     tensor_sha256,
-    unpack_sparse,
 )
 
 
@@ -87,7 +85,7 @@ class _Codebooks(EmbeddingMethod):
         rows = codebook_rows(graph.num_nodes, params)
         bound = math.sqrt(6 / (rows + params.dim))  # Xavier's, of a (b, d) matrix
         self.codebook = torch.nn.Parameter(torch.empty(2 * rows, params.dim).uniform_(-bound, bound))
-        pairs = torch.from_numpy(row_pairs(graph.num_nodes, rows))
+        pairs = torch.from_numpy(decoders.row_pairs(graph.num_nodes, rows))
         self.register_buffer("pairs", pairs, persistent=False)
 
     def pruned(self):
@@ -123,12 +121,7 @@ class _Codebooks(EmbeddingMethod):
     def export(self):
         return pack_sparse("codebook", self.pruned().detach().cpu().numpy())
 
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        codebook = unpack_sparse("codebook", arrays, params.dim)
-        first, second = row_pairs(graph.num_nodes, len(codebook) // 2).T
-        ego = codebook[first] + codebook[second]  # (N, d)
-        return Embeddings(ego, propagate(ego, graph.adjacency, params.num_layers))
+    restore = staticmethod(decoders.summed_pairs)
 
 
 class CERPSearch(_Codebooks):
@@ -237,9 +230,3 @@ class CERP(_Codebooks):
 def codebook_rows(num_nodes, params):
     """Return b, the rows of each of the two codebooks."""
     return params.num_rows or math.ceil(4 * math.sqrt(num_nodes))
-
-
-def row_pairs(num_nodes, num_rows):
-    """Return the two rows (N, 2) of every node in P over Q, b rows each: e mod b, and b + floor(e / ceil(N / b))."""
-    node = np.arange(num_nodes)
-    return np.stack([node % num_rows, num_rows + node // -(-num_nodes // num_rows)], axis=1)

@@ -44,6 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import BudgetError, MaskedTable, MethodError, TableParams, check, kept_sizes
 
 KS = (5, 10, 20)
@@ -80,12 +81,7 @@ class PrefixTable(MaskedTable):
             "sizes": (self.mask.sum(dim=1) - 1).cpu().numpy().astype(np.uint8),
         }
 
-    @staticmethod
-    def decode(arrays, params):
-        mask = np.arange(params.dim) <= arrays["sizes"][:, None]  # (N, dim)
-        table = np.zeros(mask.shape, dtype=np.float32)
-        table[mask] = arrays["values"]
-        return table
+    decode = staticmethod(decoders.prefixes)
 
 
 class FrequencySized(PrefixTable):

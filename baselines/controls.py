@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import EmbeddingMethod, Embeddings
 
 
@@ -32,8 +33,4 @@ class Popularity(EmbeddingMethod):
     def export(self):
         return {"item_counts": self.counts.cpu().numpy().astype(np.uint32)}
 
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        counts = arrays["item_counts"].astype(np.float32)
-        vectors = np.concatenate([np.ones(graph.num_users, dtype=np.float32), counts])[:, None]
-        return Embeddings(vectors, vectors)
+    restore = staticmethod(decoders.item_counts)

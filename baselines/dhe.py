@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch.nn.functional import batch_norm, mish
 
-from c2f.api import HASH_PRIME, BudgetError, EmbeddingMethod, TableParams, check, hash_constants, universal_hash
+from baselines import decoders
+from c2f.api import HASH_PRIME, BudgetError, EmbeddingMethod, TableParams, check, hash_constants
 
-EPSILON = 1e-5
 HASHES_PER_UNIT = 4
 
 
@@ -78,7 +78,7 @@ class DHE(EmbeddingMethod):
         super().__init__(params)
         num_hashes, depth = hashes_of(width, params), params.hidden_layers
         self.num_nodes, self.hash_constants = num_nodes, hash_constants(num_hashes).astype(np.uint32)  # (k, 2)
-        encoding = torch.from_numpy(encode(num_nodes, self.hash_constants, params))
+        encoding = torch.from_numpy(decoders.hash_encoding(num_nodes, self.hash_constants, params))
         self.register_buffer("encoding", encoding, persistent=False)  # made anew from the constants
         self.first = torch.nn.Parameter(torch.randn(num_hashes, width) / num_hashes**0.5)
         self.deeper = torch.nn.Parameter(torch.randn(depth - 1, width, width) / width**0.5)
@@ -92,22 +92,14 @@ class DHE(EmbeddingMethod):
     def table(self):
         x = self.encoding  # (N, k)
         for weights, (scale, shift) in zip([self.first, *self.deeper], self.norm, strict=True):
-            x = mish(batch_norm(x @ weights, None, None, scale, shift, training=True, eps=EPSILON))  # (N, h)
+            x = mish(batch_norm(x @ weights, None, None, scale, shift, training=True, eps=decoders.EPSILON))  # (N, h)
         return x @ self.output + self.bias  # (N, d)
 
     def export(self):
         weights = {name: getattr(self, name).detach().cpu().numpy() for name in self.counted}
         return {**weights, "hash_constants": self.hash_constants, "num_nodes": np.array([self.num_nodes], np.uint32)}
 
-    @staticmethod
-    def decode(arrays, params):
-        x = encode(int(arrays["num_nodes"][0]), arrays["hash_constants"], params)  # (N, k)
-        for weights, (scale, shift) in zip([arrays["first"], *arrays["deeper"]], arrays["norm"], strict=True):
-            x = x @ weights
-            mean, variance = x.mean(axis=0, dtype=np.float64), x.var(axis=0, dtype=np.float64)
-            x = (x - mean.astype(np.float32)) * (scale / np.sqrt(variance + EPSILON)).astype(np.float32) + shift
-            x = x * np.tanh(np.logaddexp(0, x))  # mish
-        return x @ arrays["output"] + arrays["bias"]  # (N, d)
+    decode = staticmethod(decoders.deep_hash)
 
 
 def hashes_of(width, params):
@@ -119,16 +111,3 @@ def network_size(width, params):
     """Return how many numbers a network of this width has."""
     hidden = hashes_of(width, params) * width + (params.hidden_layers - 1) * width**2
     return hidden + 2 * params.hidden_layers * width + (width + 1) * params.dim
-
-
-def encode(num_nodes, constants, params):
-    """Return the input (N, k) of the network for every node id; constants: (k, 2) of (a, b)."""
-    buckets = params.num_buckets
-    encoding = np.empty((num_nodes, len(constants)), dtype=np.float32)
-    for column, pair in zip(encoding.T, constants, strict=True):  # in turn: int64 is twice as large
-        hashed = universal_hash(num_nodes, buckets, pair)
-        column[:] = 2 * hashed / (buckets - 1) - 1 if params.encoding == "uniform" else (hashed + 1) / buckets
-    if params.encoding == "gaussian":
-        radius, angle = np.sqrt(-2 * np.log(encoding[:, 0::2])), 2 * np.pi * encoding[:, 1::2]
-        encoding[:, 0::2], encoding[:, 1::2] = radius * np.cos(angle), radius * np.sin(angle)
-    return encoding

@@ -31,6 +31,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import (
     BudgetError,
     EmbeddingMethod,
@@ -41,7 +42,6 @@ from c2f.api import (
     check,
     hash_constants,
     propagate,
-    universal_hash,
 )
 
 
@@ -58,7 +58,7 @@ class SharedRows(EmbeddingMethod):
         super().__init__(params)
         self.codebook = torch.nn.Parameter(codebook)
         self.address = address
-        codes = self.codes_of(address, len(codebook))
+        codes = self.codes_of(address, len(codebook))  # (N, k)
         self.register_buffer("codes", torch.from_numpy(codes), persistent=False)  # made anew from the address
         nodes_per_code = np.unique(codes, axis=0, return_counts=True)[1]
         sharing = int(nodes_per_code[nodes_per_code > 1].sum())
@@ -69,13 +69,12 @@ class SharedRows(EmbeddingMethod):
         """Return the codebook rows (N, k) of every node."""
         raise NotImplementedError
 
-    @staticmethod
-    def compose(parts, params):
-        """Return the vectors (N, d) made of each node's rows (N, k, width); NumPy or torch."""
-        return parts.sum(1)
+    def parts(self):
+        """Return each node's rows (N, k, width), differentiable."""
+        return torch.nn.functional.embedding(self.codes, self.codebook)
 
     def table(self):
-        return self.compose(torch.nn.functional.embedding(self.codes, self.codebook), self.params)  # (N, d)
+        return self.parts().sum(1)  # (N, d)
 
     def summands(self):
         """Return rows (rows, d) such that a node's vector is the sum of those of its codes."""
@@ -94,11 +93,6 @@ class SharedRows(EmbeddingMethod):
     def export(self):
         return {"codebook": self.codebook.detach().cpu().numpy(), **self.address}
 
-    @classmethod
-    def decode(cls, arrays, params):
-        codebook = arrays["codebook"]
-        return cls.compose(codebook[cls.codes_of(arrays, len(codebook))], params)  # (N, d)
-
 
 class Hashing(SharedRows):
     """m rows of `dim` float32 numbers; two int64 hash constants and the node count (20 bytes).
@@ -115,9 +109,8 @@ class Hashing(SharedRows):
         codebook = torch.randn(num_rows, params.dim) * params.init_std
         super().__init__(codebook, {"hash_constants": hash_constants(1)[0], "num_nodes": uint32(num_nodes)}, params)
 
-    @staticmethod
-    def codes_of(address, num_rows):
-        return universal_hash(int(address["num_nodes"][0]), num_rows, address["hash_constants"])[:, None]
+    codes_of = staticmethod(decoders.hashed_codes)
+    decode = staticmethod(decoders.hashed)
 
 
 class DoubleHashing(SharedRows):
@@ -136,12 +129,8 @@ class DoubleHashing(SharedRows):
         constants = hash_constants(2).astype(np.uint32)
         super().__init__(codebook, {"hash_constants": constants, "num_nodes": uint32(num_nodes)}, params)
 
-    @staticmethod
-    def codes_of(address, num_rows):
-        num_nodes, (one, other) = int(address["num_nodes"][0]), address["hash_constants"]
-        first = num_rows - num_rows // 2
-        rows = universal_hash(num_nodes, first, one), first + universal_hash(num_nodes, num_rows - first, other)
-        return np.stack(rows, axis=1)
+    codes_of = staticmethod(decoders.double_hashed_codes)
+    decode = staticmethod(decoders.double_hashed)
 
 
 class QuotientRemainder(SharedRows):
@@ -181,16 +170,11 @@ class QuotientRemainder(SharedRows):
         codebook = initial_rows(num_rows, num_nodes, params)
         super().__init__(codebook, {"divisor": uint32(divisor), "num_nodes": uint32(num_nodes)}, params)
 
-    @staticmethod
-    def codes_of(address, num_rows):
-        divisor, ids = int(address["divisor"][0]), np.arange(address["num_nodes"][0], dtype=np.int64)
-        return np.stack([ids % divisor, divisor + ids // divisor], axis=1)
+    codes_of = staticmethod(decoders.quotient_remainder_codes)
+    decode = staticmethod(decoders.quotient_remainder)
 
-    @staticmethod
-    def compose(parts, params):
-        if params.combine == "multiply":
-            return parts[:, 0] * parts[:, 1]
-        return parts.sum(1) if params.combine == "add" else parts.reshape(len(parts), -1)
+    def table(self):
+        return decoders.combined(self.parts(), self.params)  # (N, d)
 
     def linear_form(self, graph):
         return None if self.params.combine == "multiply" else super().linear_form(graph)

@@ -18,21 +18,19 @@ Deviations, with reasons:
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import (
     EmbeddingMethod,
     Embeddings,
     LinearForm,
     SparseMatrix,
-    activate,
     anchored_assignment,
     assignment_matrix,
     check,
     closest_codes,
     coarse_codes,
-    concatenate,
     expanded_adjacency,
     id_array,
     load_start,
@@ -147,7 +145,7 @@ class LEGCF(EmbeddingMethod):
         return Embeddings(ego, final)
 
     def _propagated(self):
-        return legcf_forward(self.assignment, self.codebook, self.expanded, self.params)
+        return decoders.composed_forward(self.assignment, self.codebook, self.expanded, self.params)
 
     def linear_form(self, graph):
         if not self.codebook.requires_grad:  # all is constant but the item bias
@@ -169,17 +167,4 @@ class LEGCF(EmbeddingMethod):
             "weights": self.weights.cpu().numpy(),
         }
 
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        codebook = arrays["codebook"]
-        assignment = assignment_matrix(arrays["codes"], arrays["weights"], len(codebook))
-        expanded = expanded_adjacency(graph.adjacency, assignment)
-        ego, final, _ = legcf_forward(assignment, codebook, expanded, params)
-        return Embeddings(ego, np.ascontiguousarray(final))
-
-
-def legcf_forward(assignment, codebook, expanded, params):
-    """Return ego (N, d), propagated nodes (N, d) and propagated codes (c, d); NumPy or torch."""
-    ego = activate(assignment @ codebook, params.activation)
-    propagated = propagate(concatenate([ego, codebook]), expanded, params.num_layers)
-    return ego, propagated[: len(ego)], propagated[len(ego) :]
+    restore = staticmethod(decoders.composed)

@@ -9,6 +9,7 @@ validation instead of after 1,000 epochs.
 
 import torch
 
+from baselines import decoders
 from c2f.api import EmbeddingMethod, TableParams
 
 
@@ -33,6 +34,4 @@ class LightGCN(EmbeddingMethod):
     def export(self):
         return {"vectors": self.vectors.detach().cpu().numpy()}
 
-    @staticmethod
-    def decode(arrays, params):
-        return arrays["vectors"]  # (N, d)
+    decode = staticmethod(decoders.vectors)

@@ -39,6 +39,7 @@ from typing import Literal
 
 import torch
 
+from baselines import decoders
 from c2f.api import (
     EmbeddingMethod,
     Embeddings,
@@ -53,7 +54,6 @@ from c2f.api import (
     soft_threshold,
     survivors,
     tensor_sha256,
-    unpack_sparse,
 )
 
 
@@ -125,9 +125,7 @@ class PEPSearch(EmbeddingMethod):
         pruned = pack_sparse("table", self.table().detach().cpu().numpy())
         return {"initial": self.initial.cpu().numpy(), "ranks": self.survival.ranks(), **pruned}
 
-    @staticmethod
-    def decode(arrays, params):
-        return unpack_sparse("table", arrays, params.dim)  # (N, d)
+    decode = staticmethod(decoders.packed_table)
 
 
 class PEP(MaskedTable):

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from baselines import decoders
 from c2f.api import BudgetError, EmbeddingMethod, Embeddings, check, load_start, propagate
 
 LARGEST_CODE = {"int8": 127, "int4": 7}
@@ -123,24 +124,8 @@ class QuantisedTable(EmbeddingMethod):
         scheme, num_nodes = self.params.scheme, len(self.codes)
         return stored_size(scheme, num_nodes, 0, self.codes_per_node, 0)[0] if scheme == "int4" else None
 
-    @staticmethod
-    def decode(arrays, params):
-        codes = arrays["codes"]
-        if params.scheme == "pq":
-            codebook = arrays["codebook"].astype(np.float32)  # (K, d)
-            dim = codebook.shape[1]
-            return codebook[codes[:, subspaces(dim, codes.shape[1])], np.arange(dim)]  # (N, d)
-        if params.scheme == "fp16":
-            return codes.astype(np.float32)
-        codes = unpack_nibbles(codes) if params.scheme == "int4" else codes
-        return codes * arrays["scales"].astype(np.float32)  # (N, d')
-
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        if params.table == "layer0":
-            return super().restore(arrays, params, graph)
-        final = cls.decode(arrays, params)
-        return Embeddings(final, final)
+    decode = staticmethod(decoders.quantised)
+    restore = staticmethod(decoders.quantised_table)
 
 
 def energy(table):
@@ -185,21 +170,11 @@ def pack_nibbles(codes):
     return shifted[:, ::2] | shifted[:, 1::2] << 4
 
 
-def unpack_nibbles(packed):
-    """Return the codes (n, 2 * bytes) that `pack_nibbles` stored; an odd last one is followed by a 0."""
-    return np.stack([packed & 15, packed >> 4], axis=2).reshape(len(packed), -1).astype(np.int8) - np.int8(8)
-
-
-def subspaces(dim, count):
-    """Return the subspace (dim,) of every dimension: runs of dim / count, to rounding."""
-    return np.arange(dim) * count // dim
-
-
 def product_quantise(table, num_subspaces, num_centroids, seed):
     """Return `codes` (N, M) and `codebook` (K, d), whose columns of a subspace hold that subspace's centroids."""
     codes = np.empty((len(table), num_subspaces), dtype=np.uint8)
     codebook = np.empty((num_centroids, table.shape[1]), dtype=np.float16)
-    of = subspaces(table.shape[1], num_subspaces)
+    of = decoders.subspaces(table.shape[1], num_subspaces)
     for m in range(num_subspaces):
         kmeans = MiniBatchKMeans(
             num_centroids, batch_size=4096, max_iter=10, max_no_improvement=None, n_init=1, random_state=seed

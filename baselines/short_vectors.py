@@ -2,6 +2,7 @@
 
 import torch
 
+from baselines import decoders
 from c2f.api import BudgetError, EmbeddingMethod
 
 
@@ -28,6 +29,4 @@ class ShortVectors(EmbeddingMethod):
     def export(self):
         return {"vectors": self.vectors.detach().cpu().numpy()}
 
-    @staticmethod
-    def decode(arrays, params):
-        return arrays["vectors"]  # (N, dim)
+    decode = staticmethod(decoders.vectors)

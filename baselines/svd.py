@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 
+from baselines import decoders
 from c2f.api import BudgetError, EmbeddingMethod, Embeddings, check
 
 
@@ -73,7 +73,7 @@ class TruncatedSVD(EmbeddingMethod):
         self.register_buffer("vectors", torch.zeros(num_rows, rank, dtype=getattr(torch, params.dtype)))
 
     def fit(self, trainer, start=None):
-        matrix, item_scale = normalised(trainer.graph, self.params)
+        matrix, item_scale = decoders.degree_normalised(trainer.graph, self.params)
         generator = trainer.generator("svd")
         users, singular, items = largest_singular(matrix, self.vectors.shape[1], generator)
         stored = items if self.params.users == "folded" else np.vstack([users * singular, item_scale * items])
@@ -82,30 +82,13 @@ class TruncatedSVD(EmbeddingMethod):
         self.to(trainer.device)
 
     def embed(self, graph):
-        final = torch.from_numpy(self.restore(self.export(), self.params, graph).final).to(graph.device)
+        final = torch.from_numpy(self.restore(self.export(), self.params, graph)).to(graph.device)
         return Embeddings(final, final)
 
     def export(self):
         return {"vectors": self.vectors.cpu().numpy()}
 
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        final = arrays["vectors"].astype(np.float32)
-        if params.users == "folded":
-            matrix, item_scale = normalised(graph, params)
-            final = np.vstack([matrix @ final, item_scale * final]).astype(np.float32)
-        return Embeddings(final, final)  # (N, r)
-
-
-def normalised(graph, params):
-    """Return M (U, I), float64 csr, and the items' scale (D_i + o)^p as a column (I, 1)."""
-    ratings = graph.train.csr().astype(np.float64)
-    user_degrees, item_degrees = (np.asarray(ratings.sum(axis=axis)).ravel() for axis in (1, 0))
-    offset = user_degrees.mean() if params.degree_offset is None else params.degree_offset
-    shrink_users, shrink_items = (
-        sp.diags_array(np.maximum(degrees + offset, 1) ** -0.5) for degrees in (user_degrees, item_degrees)
-    )
-    return (shrink_users @ ratings @ shrink_items).tocsr(), ((item_degrees + offset) ** params.item_power)[:, None]
+    restore = staticmethod(decoders.singular_vectors)
 
 
 def largest_singular(matrix, rank, generator):

@@ -19,12 +19,12 @@ Deviations, with reasons:
 * the smallest of the factors of N and of d are the middle core's, whose size grows with R^2.
 """
 
-import functools
 import math
 
 import numpy as np
 import torch
 
+from baselines import decoders
 from c2f.api import BudgetError, EmbeddingMethod, TableParams
 
 
@@ -63,24 +63,13 @@ class TensorTrain(EmbeddingMethod):
         self.details = {"ranks": list(ranks), "factors_of_nodes": list(nodes), "factors_of_dim": list(dims)}
 
     def table(self):
-        return multiply_out(torch.einsum, self.core_1, self.core_2, self.core_3)[: self.num_nodes]  # (N, d)
+        return decoders.multiply_out(torch.einsum, self.core_1, self.core_2, self.core_3)[: self.num_nodes]  # (N, d)
 
     def export(self):
         cores = {name: getattr(self, name).detach().cpu().numpy() for name in self.counted}
         return {**cores, "num_nodes": np.array([self.num_nodes], dtype=np.uint32)}
 
-    @staticmethod
-    def decode(arrays, params):
-        cores = (arrays[name] for name in TensorTrain.counted)
-        table = multiply_out(functools.partial(np.einsum, optimize=True), *cores)
-        return np.ascontiguousarray(table[: int(arrays["num_nodes"][0])])  # (N, d)
-
-
-def multiply_out(einsum, core_1, core_2, core_3):
-    """Return the (n1 n2 n3, d) table of three cores."""
-    left = einsum("iar,rjbs->ijabs", core_1, core_2)
-    table = einsum("ijabs,skc->ijkabc", left, core_3)
-    return table.reshape(math.prod(table.shape[:3]), -1)
+    decode = staticmethod(decoders.tensor_train)
 
 
 def sampled_gaussian(*shape):

@@ -2,23 +2,27 @@
 
 from c2f.budget import Budget
 from c2f.codebook import (
-    HASH_PRIME,
     anchored_assignment,
     assignment_matrix,
     closest_codes,
     coarse_codes,
     feasible_nonzeros,
     hash_constants,
+    pseudo_inverse,
+)
+from c2f.decoding import (
+    HASH_PRIME,
+    activate,
+    expanded_adjacency,
     id_array,
     pack_sparse,
-    pseudo_inverse,
-    universal_hash,
+    propagate,
     unpack_sparse,
 )
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
-from c2f.graph import Graph, expanded_adjacency, propagate
+from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, TrainingGraph, load_start
-from c2f.ops import SparseMatrix, activate, concatenate, soft_threshold
+from c2f.ops import SparseMatrix, soft_threshold
 from c2f.pruning import MaskedTable, Survival, kept_sizes, search_by_thresholds, survivors, tensor_sha256
 from c2f.settings import check
 
@@ -43,7 +47,6 @@ __all__ = [
     "check",
     "closest_codes",
     "coarse_codes",
-    "concatenate",
     "did_you_mean",
     "expanded_adjacency",
     "feasible_nonzeros",
@@ -58,6 +61,5 @@ __all__ = [
     "soft_threshold",
     "survivors",
     "tensor_sha256",
-    "universal_hash",
     "unpack_sparse",
 ]

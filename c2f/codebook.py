@@ -1,4 +1,4 @@
-"""What methods with a codebook share: sparse assignments, their closed-form update, and compact storage."""
+"""What methods with a codebook share: sparse assignments, their closed-form update, and what fits a budget."""
 
 import bisect
 import math
@@ -7,10 +7,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from c2f.decoding import HASH_PRIME, smallest_uint, sparse_assignment, sparse_bytes
 from c2f.errors import BudgetError
-from c2f.graph import smallest_uint
-
-HASH_PRIME = 2**31 - 1
 
 
 def hash_constants(count: int) -> np.ndarray:
@@ -18,20 +16,9 @@ def hash_constants(count: int) -> np.ndarray:
     return torch.stack([torch.randint(1, HASH_PRIME, (count,)), torch.randint(0, HASH_PRIME, (count,))], dim=1).numpy()
 
 
-def universal_hash(num_ids: int, num_buckets: int, constants) -> np.ndarray:
-    """Return ((a e + b) mod p) mod num_buckets for the ids e = 0..num_ids-1, p = 2^31 - 1: (num_ids,) int64."""
-    a, b = map(int, constants)
-    return (a * np.arange(num_ids, dtype=np.int64) + b) % HASH_PRIME % num_buckets
-
-
 def assignment_matrix(codes, weights, num_codes: int) -> sp.csr_array:
     """Return the sparse (n, num_codes) matrix with `weights` (n, t) at columns `codes` (n, t); zero weights dropped."""
-    codes, weights = np.asarray(codes), np.asarray(weights, dtype=np.float32)
-    num_rows, per_row = codes.shape
-    rows = np.repeat(np.arange(num_rows), per_row)
-    keep = weights.ravel() != 0
-    entries = (weights.ravel()[keep], (rows[keep], codes.ravel()[keep].astype(np.int64)))
-    return sp.csr_array(entries, shape=(num_rows, num_codes))
+    return sparse_assignment(sp.csr_array, codes, weights, num_codes)
 
 
 def anchored_assignment(anchors, num_codes: int, codes_per_node: int, anchor_weight: float, generator):
@@ -115,18 +102,6 @@ def coarse_codes(budget, graph, params) -> int:
     return min(int(feasible * params.codebook_share + 1e-9), graph.num_nodes)
 
 
-def id_array(codes, num_codes: int) -> np.ndarray:
-    """Return code ids in the smallest unsigned type that holds num_codes of them."""
-    return np.asarray(codes).astype(smallest_uint(num_codes))
-
-
-def sparse_bytes(num_rows: int, dim: int, nonzero: int) -> int:
-    """Return the bytes of a (num_rows, dim) float32 matrix with so many non-zeros in its cheapest storage."""
-    dense, mask = 4 * num_rows * dim, num_rows * ((dim + 7) // 8)
-    lists = num_rows * smallest_uint(dim + 1).itemsize + nonzero * smallest_uint(dim).itemsize
-    return min(dense, 4 * nonzero + min(mask, lists))
-
-
 def feasible_nonzeros(budget, num_rows: int, dim: int, at_least: int = 1) -> int:
     """Return how many non-zeros of a (num_rows, dim) matrix fit the budget, at most all of them.
 
@@ -140,41 +115,3 @@ def feasible_nonzeros(budget, num_rows: int, dim: int, at_least: int = 1) -> int
     if cost(at_least) > budget.amount:
         raise BudgetError(needs=cost(at_least), budget=budget)
     return bisect.bisect_right(range(num_rows * dim + 1), budget.amount, key=cost) - 1
-
-
-def pack_sparse(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the arrays of the cheapest storage of a mostly zero (r, d) float32 matrix.
-
-    dense: `name`; or the non-zero values `name` (nnz,) in row order beside either a bitmask `name_mask` (r, ceil(d/8))
-    or row counts and column ids `name_counts` (r,), `name_columns` (nnz,).
-    """
-    nonzero = matrix != 0
-    values = matrix[nonzero]
-    counts = nonzero.sum(axis=1)
-    columns = np.nonzero(nonzero)[1]
-    ways = [
-        {name: matrix},
-        {name: values, f"{name}_mask": np.packbits(nonzero, axis=1)},
-        {
-            name: values,
-            f"{name}_counts": counts.astype(smallest_uint(matrix.shape[1] + 1)),
-            f"{name}_columns": columns.astype(smallest_uint(matrix.shape[1])),
-        },
-    ]
-    return min(ways, key=lambda arrays: sum(array.nbytes for array in arrays.values()))
-
-
-def unpack_sparse(name: str, arrays: dict, dim: int) -> np.ndarray:
-    """Return the (r, dim) matrix that `pack_sparse` stored."""
-    values = arrays[name]
-    if values.ndim == 2:
-        return values
-    if f"{name}_mask" in arrays:
-        nonzero = np.unpackbits(arrays[f"{name}_mask"], axis=1, count=dim).astype(bool)
-    else:
-        counts = arrays[f"{name}_counts"].astype(np.int64)
-        nonzero = np.zeros((len(counts), dim), dtype=bool)
-        nonzero[np.repeat(np.arange(len(counts)), counts), arrays[f"{name}_columns"]] = True
-    matrix = np.zeros(nonzero.shape, dtype=np.float32)
-    matrix[nonzero] = values
-    return matrix

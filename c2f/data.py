@@ -24,8 +24,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from c2f.decoding import id_array
 from c2f.errors import ConfigError, DataError, did_you_mean
-from c2f.record import disk_errors
+from c2f.record import Artifact, disk_errors
 from c2f.seeds import seed_for
 
 RECIPE_FILES = {
@@ -674,12 +675,29 @@ def _write(output: Path, pairs: dict[str, Interactions], stats: dict, names: dic
             numbers = np.concatenate([np.arange(len(values)) for values in names.values()])
             published = [str(value) for values in names.values() for value in values]
             pyarrow.csv.write_csv(pa.table({"kind": kinds, "id": numbers, "name": published}), new / "ids.csv")
+            with open(new / "serving.npz", "wb") as stream:
+                serving_data(pairs, stats).write(stream)
             (new / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
             (output / "stats.json").unlink(missing_ok=True)
             for file in sorted(new.iterdir(), key=lambda file: file.name == "stats.json"):
                 os.replace(file, output / file.name)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def serving_data(pairs: Mapping[str, Interactions], stats: Mapping) -> Artifact:
+    """Return what a server needs beside an artifact: the training pairs, and all that is masked at test.
+
+    Of each such part `<part>_starts` (U + 1,) and `<part>_items`, the items of all users in turn.
+    """
+    arrays = {}
+    for part in stats["mask_at_test"]:
+        starts = np.searchsorted(pairs[part].user, np.arange(stats["num_users"] + 1))
+        arrays[f"{part}_starts"] = starts.astype(np.uint32)
+        arrays[f"{part}_items"] = id_array(pairs[part].item, stats["num_items"])
+    keys = ("name", "num_users", "num_items", "mask_at_test")
+    info = {key: stats[key] for key in keys} | {"train_sha256": stats["sha256"]["train"]}
+    return Artifact(arrays, info)
 
 
 def load_stats(path: Path) -> dict:

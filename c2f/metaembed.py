@@ -22,11 +22,12 @@ Deviations, with reasons:
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from baselines.decoders import Layers, coarse_to_fine, fine_forward
 from c2f.api import (
     BudgetError,
     EmbeddingMethod,
@@ -37,14 +38,12 @@ from c2f.api import (
     assignment_matrix,
     check,
     coarse_codes,
-    concatenate,
     expanded_adjacency,
     id_array,
     load_start,
     pack_sparse,
     pseudo_inverse,
     soft_threshold,
-    unpack_sparse,
 )
 
 
@@ -172,7 +171,7 @@ class C2FMetaEmbed(EmbeddingMethod):
         bridge = assignment_matrix(self.bridge_codes.cpu(), self.bridge_weights.cpu(), len(self.fine))
         expanded = expanded_adjacency(self.graph.adjacency, assignment, bridge)
         device = self.fine.device
-        self.layers = _Layers(
+        self.layers = Layers(
             SparseMatrix(assignment, device),
             SparseMatrix(bridge, device),
             SparseMatrix(expanded, device, symmetric=True),
@@ -226,46 +225,7 @@ class C2FMetaEmbed(EmbeddingMethod):
             "bridge_weights": self.bridge_weights.cpu().numpy(),
         }
 
-    @classmethod
-    def restore(cls, arrays, params, graph):
-        codebook, fine = arrays["codebook"], unpack_sparse("fine", arrays, params.dim)
-        assignment = assignment_matrix(arrays["codes"], arrays["weights"], len(codebook))
-        bridge = assignment_matrix(arrays["bridge_codes"], arrays["bridge_weights"], len(fine))
-        layers = _Layers(assignment, bridge, expanded_adjacency(graph.adjacency, assignment, bridge))
-        ego, final, _, _ = fine_forward(layers, codebook, fine, params)
-        return Embeddings(ego, final)
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """assignment S1 (N, c), bridge S2 (c, f), expanded G (N + c + f, same): NumPy or torch alike."""
-
-    assignment: Any
-    bridge: Any
-    expanded: Any
-
-    def propagate(self, nodes, coarse, fine, gate, num_layers):
-        """Return the means over the layers of nodes (N, d), coarse codes (c, d) and fine codes (f, d)."""
-        ends = len(nodes), len(nodes) + len(coarse)
-        current = total = concatenate([nodes, coarse, fine])
-        for _ in range(num_layers):
-            moved = self.expanded @ current
-            nodes, coarse, fine = moved[: ends[0]], moved[ends[0] : ends[1]], moved[ends[1] :]
-            corrected = (1 - gate) * coarse + (2 * gate - 1) * (self.bridge @ fine)
-            current = concatenate([nodes + self.assignment @ (corrected - coarse), corrected, fine])
-            total = total + current
-        mean = total / (num_layers + 1)
-        return mean[: ends[0]], mean[ends[0] : ends[1]], mean[ends[1] :]
-
-
-def fine_forward(layers, codebook, sparse_fine, params):
-    """Return ego (N, d) and the propagated nodes (N, d), coarse codes (c, d), fine codes (f, d); NumPy or torch."""
-    gate = params.gate
-    gated = gate * (layers.bridge @ sparse_fine) + (1 - gate) * codebook  # (c, d)
-    composed = codebook if params.compose == "released" else gated
-    ego = activate(layers.assignment @ composed, params.activation)
-    fine = activate(sparse_fine, params.activation)
-    return ego, *layers.propagate(ego, gated, fine, gate, params.num_layers)
+    restore = staticmethod(coarse_to_fine)
 
 
 def initial_fine_codes(codebook, num_fine, params, generator):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from c2f.budget import Budget
+from c2f.decoding import propagate
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.evaluate import DotProducts, Scorer
-from c2f.graph import Graph, propagate
+from c2f.graph import Graph
 from c2f.ops import SparseMatrix
 from c2f.seeds import seed_for
 from c2f.settings import check
@@ -124,19 +125,23 @@ class EmbeddingMethod(torch.nn.Module):
 
     @staticmethod
     def decode(arrays: dict, params) -> np.ndarray:
-        """Return the (N, d) layer-0 table from the exported arrays alone."""
+        """Return the (N, d) layer-0 table from the exported arrays alone, in NumPy."""
         raise NotImplementedError
 
     @classmethod
-    def restore(cls, arrays: dict, params, graph: Graph) -> Embeddings:
-        """Return the embeddings from the exported arrays, in NumPy; must equal what `embed` gave."""
-        ego = cls.decode(arrays, params)
-        return Embeddings(ego, propagate(ego, graph.adjacency, params.num_layers))
+    def restore(cls, arrays: dict, params, graph) -> np.ndarray:
+        """Return the final (N, d') embeddings, in NumPy; must equal what `embed` gave. By default `decode`, propagated.
+
+        One of the two is given by a method, as a static function. Where that lives in a module that imports no torch,
+        the model is served without torch. graph: train, num_users, num_items, num_nodes, and an `adjacency` of the kind
+        that decoding.sparse_assignment makes.
+        """
+        return propagate(cls.decode(arrays, params), graph.adjacency, params.num_layers)
 
     @classmethod
     def scorer(cls, arrays: dict, params, graph: Graph, device: torch.device) -> Scorer:
         """Return what scores the items for a user, from arrays alone; by default dot products of `restore`'s rows."""
-        final = np.ascontiguousarray(cls.restore(arrays, params, graph).final, dtype=np.float32)
+        final = np.ascontiguousarray(cls.restore(arrays, params, graph), dtype=np.float32)
         bias = torch.from_numpy(arrays["item_bias"]).to(device) if "item_bias" in arrays else None
         return DotProducts.of_nodes(torch.from_numpy(final).to(device), graph.num_users, bias)
 
@@ -191,6 +196,16 @@ def load_class(uses: str) -> type[EmbeddingMethod]:
         hint = did_you_mean(class_name, known)
         raise ConfigError(f"`uses: {uses}`: {module_name} has no EmbeddingMethod {class_name!r}; {hint}")
     return cls
+
+
+def decoder_of(cls: type[EmbeddingMethod]) -> dict[str, str]:
+    """Return which function reads a method's arrays, for who serves the model: {hook: "module:name"}.
+
+    hook: `decode` gives the layer-0 table, `restore` the final vectors, `scorer` the scores where there are no vectors.
+    """
+    functions = {hook: getattr(cls, hook) for hook in ("scorer", "restore", "decode")}
+    hook = next(hook for hook, own in functions.items() if own.__qualname__ != f"EmbeddingMethod.{hook}")
+    return {hook: f"{functions[hook].__module__}:{functions[hook].__qualname__}"}
 
 
 def build(cls: type[EmbeddingMethod], budget: Budget, graph: Graph, params, seed: int) -> EmbeddingMethod:

@@ -1,4 +1,4 @@
-"""Array operations that several methods share; those with two branches take NumPy arrays and torch tensors alike."""
+"""Tensor operations that several methods share."""
 
 import ctypes
 import warnings
@@ -61,18 +61,6 @@ class _Csr:
         if x.shape[1] in kernels.WIDTHS and x.dtype == torch.float32:
             return torch.from_numpy(kernels.multiply(*self._arrays, self._chunks, x.detach().numpy()))
         return torch.sparse.mm(self._tensor, x, "sum")  # up to four times as fast as the plain product
-
-
-def activate(x, activation: str):
-    """Return tanh(x), or x where the activation is `linear`."""
-    if activation == "linear":
-        return x
-    return torch.tanh(x) if isinstance(x, torch.Tensor) else np.tanh(x)
-
-
-def concatenate(blocks):
-    """Stack blocks of rows: (n_1, d), (n_2, d), ... -> (n_1 + n_2 + ..., d)."""
-    return torch.cat(list(blocks)) if isinstance(blocks[0], torch.Tensor) else np.concatenate(blocks)
 
 
 def soft_threshold(x: torch.Tensor, threshold) -> torch.Tensor:

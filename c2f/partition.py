@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from c2f.errors import DataError
 from c2f.graph import Graph
-from c2f.record import ZIP_ERRORS, read_npz, write_atomically
+from c2f.record import ZIP_ERRORS, read_npz, write_atomically, write_npz
 
 
 def partition(graph: Graph, num_parts: int, seed: int, folder: Path | None = None) -> tuple[np.ndarray, str]:
@@ -29,7 +29,7 @@ def partition(graph: Graph, num_parts: int, seed: int, folder: Path | None = Non
     if not path.exists() or _is_stale(_load(path)[1]):
         parts, engine = _compute(graph, num_parts, seed)
         with write_atomically(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, parts=parts, engine=np.array(engine))
+            write_npz(stream, {"parts": parts, "engine": np.array(engine)})
     parts, engine = _load(path)
     if parts.shape != (graph.num_nodes,) or parts.min() < 0 or parts.max() >= num_parts:
         raise DataError(f"{path} does not hold {num_parts} parts of {graph.num_nodes} nodes; delete it")

@@ -9,7 +9,8 @@ import hashlib
 import numpy as np
 import torch
 
-from c2f.codebook import feasible_nonzeros, pack_sparse, unpack_sparse
+from c2f.codebook import feasible_nonzeros
+from c2f.decoding import pack_sparse, packed_vectors
 from c2f.errors import MethodError
 from c2f.method import EmbeddingMethod
 
@@ -51,9 +52,7 @@ class MaskedTable(EmbeddingMethod):
     def export(self):
         return pack_sparse("vectors", self.table().detach().cpu().numpy())
 
-    @staticmethod
-    def decode(arrays, params):
-        return unpack_sparse("vectors", arrays, params.dim)  # (N, dim)
+    decode = staticmethod(packed_vectors)
 
 
 def kept_sizes(table: torch.Tensor) -> dict:

@@ -5,12 +5,17 @@ import dataclasses
 import errno
 import glob
 import hashlib
+import io
 import json
+import math
+import mmap
 import os
 import platform
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -82,14 +87,57 @@ def read_json(path: Path) -> dict:
         raise DataError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
 
 
-ZIP_ERRORS = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile)
+ZIP_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError)
+ZIP_ERRORS += (OverflowError, MemoryError, zipfile.BadZipFile, struct.error)
 """What reading a damaged npz (or another zip file) may raise."""
+ALIGNMENT = 64
+"""Where in the file an array may start: at multiples of so many bytes, so that it can be used where it lies."""
+
+
+def write_npz(stream, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as NumPy's npz, uncompressed and aligned; equal content gives equal bytes."""
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")  # of 1980: no time of day in the file
+            filler = -(stream.tell() + LOCAL_HEADER + len(member.filename.encode()) + 4) % ALIGNMENT
+            member.extra = struct.pack("<HH", ALIGNED_EXTRA, filler) + bytes(filler)
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            archive.writestr(member, content.getbuffer())
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an npz file by name; pickled objects are refused. Raises one of ZIP_ERRORS."""
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    """Return the arrays of an uncompressed npz by name: read-only, mapped into memory, their checksums verified.
+
+    Pickled objects are refused. Raises one of ZIP_ERRORS.
+    """
+    with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        return {member.filename.removesuffix(".npy"): _array(content, member) for member in archive.infolist()}
+
+
+LOCAL_HEADER = 30  # bytes, then the name and the extra field, whose lengths are the last two of its fields
+ALIGNED_EXTRA = 0xD935  # the extra field of Android's zipalign: bytes that only fill
+
+
+def _array(content: memoryview, member: zipfile.ZipInfo) -> np.ndarray:
+    name_bytes, extra_bytes = struct.unpack_from("<HH", content, member.header_offset + LOCAL_HEADER - 4)
+    start = member.header_offset + LOCAL_HEADER + name_bytes + extra_bytes
+    stored = content[start : start + member.file_size]
+    if member.compress_type != zipfile.ZIP_STORED or zlib.crc32(stored) != member.CRC:
+        raise ValueError(f"{member.filename} is compressed or fails its checksum")
+    header = io.BytesIO(stored[:MOST_HEADER_BYTES])
+    version = np.lib.format.read_magic(header)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(header)
+    if dtype.hasobject or header.tell() + math.prod(shape) * dtype.itemsize != len(stored):
+        raise ValueError(f"{member.filename} holds objects, or another number of bytes than it says")
+    values = np.frombuffer(stored[header.tell() :], dtype) if math.prod(shape) else np.empty(0, dtype)
+    return values.reshape(shape, order="F" if by_columns else "C")
+
+
+MOST_HEADER_BYTES = 10_100
+"""More than the header of an array can be: NumPy reads no more than 10,000."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +148,37 @@ class Artifact:
     info: dict
 
     def save(self, path: Path) -> None:
-        """Write an npz that holds the arrays, and `info` and their names as JSON; equal content gives equal bytes."""
+        """Write an npz that holds the arrays, and as JSON `info` and what they are; equal content gives equal bytes."""
         with write_atomically(path) as temporary, open(temporary, "wb") as stream:
-            info = {"arrays": sorted(self.arrays), **self.info}
-            text = json.dumps(info, sort_keys=True, allow_nan=False).encode()
-            np.savez(stream, __info__=np.frombuffer(text, dtype=np.uint8), **self.arrays)
+            self.write(stream)
+
+    def write(self, stream) -> None:
+        """Write what `save` does into an open file."""
+        info = {"arrays": _kinds(self.arrays), **self.info}
+        text = json.dumps(info, sort_keys=True, allow_nan=False).encode()
+        write_npz(stream, {"__info__": np.frombuffer(text, dtype=np.uint8), **self.arrays})
 
     @classmethod
-    def load(cls, path: Path) -> "Artifact":
-        """Read an artifact. Raises ArtifactError if it is missing, truncated or altered."""
+    def load(cls, path: Path, mapped: bool = False) -> "Artifact":
+        """Read an artifact. Raises ArtifactError if it is missing, truncated or altered.
+
+        mapped: leave the arrays in the file, mapped into memory and read-only.
+        """
         try:
             arrays = read_npz(path)
             info = json.loads(arrays.pop("__info__").tobytes())
-            names = info.pop("arrays", sorted(arrays))
-            if names != sorted(arrays):
-                raise ValueError(f"it should hold {', '.join(names)}")
+            if info.pop("arrays") != _kinds(arrays):
+                raise ValueError("its arrays are not those that were written")
+            arrays = arrays if mapped else {name: array.copy() for name, array in arrays.items()}
         except FileNotFoundError:
             raise ArtifactError(f"there is no artifact at {path}; train the run first") from None
         except ZIP_ERRORS as error:
-            raise ArtifactError(f"{path} is damaged ({error}); delete it and train the run again") from None
+            raise ArtifactError(f"{path} is damaged ({error}); delete it and run the step that writes it") from None
         return cls(arrays, info)
+
+
+def _kinds(arrays: dict[str, np.ndarray]) -> dict[str, list]:
+    return {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)

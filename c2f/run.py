@@ -20,7 +20,7 @@ from c2f.budget import Budget, Footprint
 from c2f.data import load_pairs, load_stats
 from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
 from c2f.graph import Graph
-from c2f.method import EmbeddingMethod, build, export_arrays, load_class
+from c2f.method import EmbeddingMethod, build, decoder_of, export_arrays, load_class
 from c2f.ops import keep_freed_memory
 from c2f.record import Artifact, RunRecord, read_json, sha256_file, write_atomically, write_json
 from c2f.seeds import seed_for
@@ -181,6 +181,7 @@ def train(
         "reason": reason,
         "method": resolved.name,
         "uses": resolved.uses,
+        "decoder": decoder_of(cls),
         "params": resolved.params,
         "device": settings.device,
         "dataset": stats["name"],
@@ -233,9 +234,7 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     stats = load_stats(data / "stats.json")
     test_sha256 = stats["sha256"]["test"]
     if artifact.info["status"] in SCORED:
-        graph = Graph(load_pairs(data / "train.parquet", stats))
-        device = pick_device("cpu" if artifact.info["device"] == "cpu" else "auto")
-        scorer = load_scorer(artifact, graph, stats, device, place=run / "artifact.npz")
+        scorer = load_scorer(artifact, data, place=run / "artifact.npz")
         masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
         held_out = load_pairs(data / "test.parquet", stats)
         per_user = evaluate.score_users(scorer, evaluate.union(masked), held_out, ks)
@@ -258,10 +257,12 @@ def load_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def load_scorer(artifact: Artifact, graph: Graph, stats: dict, device: torch.device, place: Path) -> evaluate.Scorer:
+def load_scorer(artifact: Artifact, data: Path, place: Path) -> evaluate.Scorer:
     """Return the scorer of a trained artifact on its own dataset; `place` names it in errors. Raises ArtifactError."""
-    info = artifact.info
+    info, stats = artifact.info, load_stats(data / "stats.json")
     _check_same_pairs(info, stats, place)
+    graph = Graph(load_pairs(data / "train.parquet", stats))
+    device = pick_device("cpu" if info["device"] == "cpu" else "auto")
     cls = load_class(info["uses"])
     try:
         return cls.scorer(artifact.arrays, cls.Params(**info["params"]), graph, device)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.cerp import CERP, CERPSearch, row_pairs
+from baselines.cerp import CERP, CERPSearch
+from baselines.decoders import row_pairs
 from c2f.budget import Budget, Footprint
-from c2f.codebook import sparse_bytes, unpack_sparse
 from c2f.data import Interactions
+from c2f.decoding import sparse_bytes, unpack_sparse
 from c2f.errors import ConfigError, MethodError
 from c2f.graph import Graph
 from c2f.method import TrainingGraph, build, export_arrays
@@ -94,9 +95,9 @@ def test_pruned_codebooks_and_embeddings_are_the_reference_ones(golden, golden_g
     close(pruned, np.concatenate([golden["sparse_R"], golden["sparse_Q"]]))
     assert int(pruned.count_nonzero()) == int(golden["nnz"])
     restored = CERPSearch.restore(golden_method.export(), golden_method.params, golden_graph.graph)
-    for ours in (embeddings, restored):
-        close(ours.ego, golden["composed"])
-        close(ours.final, golden["propagated"])
+    close(embeddings.ego, golden["composed"])
+    for final in (embeddings.final, restored):
+        close(final, golden["propagated"])
 
 
 @pytest.mark.parametrize("collapsed", [False, True])

@@ -435,7 +435,8 @@ def test_prepare_writes_the_same_bytes_again_and_nothing_else(tmp_path):
         return {p.name: p.read_bytes() for p in prepare_texts(tmp_path, LISTS).iterdir()}
 
     first = contents()
-    assert sorted(first) == ["ids.csv", "stats.json", "test.parquet", "train.parquet", "valid.parquet"]
+    named = ["ids.csv", "serving.npz", "stats.json", "test.parquet", "train.parquet", "valid.parquet"]
+    assert sorted(first) == named
     assert contents() == first
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from baselines.dhe import DHE, encode
+from baselines.decoders import hash_encoding
+from baselines.dhe import DHE
 from c2f.budget import Budget
 from c2f.errors import BudgetError, ConfigError
 from c2f.method import build
@@ -83,7 +84,7 @@ def constants(num_hashes):
 
 
 def test_uniform_encodings_lie_evenly_between_minus_one_and_one():
-    encoding = encode(5000, constants(64), DHE.Params())
+    encoding = hash_encoding(5000, constants(64), DHE.Params())
     assert encoding.min() >= -1
     assert encoding.max() <= 1
     assert encoding.mean() == pytest.approx(0, abs=0.01)
@@ -91,17 +92,17 @@ def test_uniform_encodings_lie_evenly_between_minus_one_and_one():
 
 
 def test_gaussian_encodings_are_box_mullers_of_pairs_of_hashes():
-    encoding = encode(5000, constants(64), DHE.Params(encoding="gaussian"))
+    encoding = hash_encoding(5000, constants(64), DHE.Params(encoding="gaussian"))
     assert encoding.mean() == pytest.approx(0, abs=0.01)
     assert encoding.var() == pytest.approx(1, rel=0.02)
     assert (abs(encoding) < 1.96).mean() == pytest.approx(0.95, abs=0.005)
     u, v = (((int(a) * 7 + int(b)) % PRIME % 1_000_000 + 1) / 1_000_000 for a, b in constants(2))
     expected = [math.sqrt(-2 * math.log(u)) * turn(2 * math.pi * v) for turn in (math.cos, math.sin)]
-    np.testing.assert_allclose(encode(8, constants(2), DHE.Params(encoding="gaussian"))[7], expected, rtol=1e-5)
+    np.testing.assert_allclose(hash_encoding(8, constants(2), DHE.Params(encoding="gaussian"))[7], expected, rtol=1e-5)
 
 
 def test_encodings_tell_nodes_apart_whose_single_hashes_do_not():
-    encoding = encode(1000, constants(64), DHE.Params(num_buckets=10))
+    encoding = hash_encoding(1000, constants(64), DHE.Params(num_buckets=10))
     assert all(len(np.unique(column)) <= 10 for column in encoding.T)
     assert len(np.unique(encoding, axis=0)) == 1000
 

@@ -17,13 +17,19 @@ from c2f.codebook import (
     coarse_codes,
     feasible_codes,
     feasible_nonzeros,
-    id_array,
-    pack_sparse,
-    unpack_sparse,
 )
 from c2f.data import generate_blocks
+from c2f.decoding import (
+    expanded_adjacency,
+    id_array,
+    pack_sparse,
+    propagate,
+    smallest_uint,
+    symmetric_normalise,
+    unpack_sparse,
+)
 from c2f.errors import BudgetError, DataError
-from c2f.graph import Graph, expanded_adjacency, normalised_adjacency, propagate, smallest_uint, symmetric_normalise
+from c2f.graph import Graph
 from c2f.ops import SparseMatrix, soft_threshold
 from c2f.partition import partition, spectral_parts
 
@@ -32,7 +38,7 @@ from c2f.partition import partition, spectral_parts
 
 def test_the_adjacency_of_two_users_and_two_items_written_out():
     # user 0 has items 0 and 1, user 1 has item 1: degrees 2, 1 (users) and 1, 2 (items)
-    adjacency = normalised_adjacency(interactions([(0, 0), (0, 1), (1, 1)], 2, 2))
+    adjacency = Graph(interactions([(0, 0), (0, 1), (1, 1)], 2, 2)).adjacency
     a, b, c = 1 / math.sqrt(2 * 1), 1 / math.sqrt(2 * 2), 1 / math.sqrt(1 * 2)
     expected = [[0, 0, a, b], [0, 0, 0, c], [a, 0, 0, 0], [b, c, 0, 0]]
     np.testing.assert_allclose(adjacency.toarray(), expected, rtol=1e-7)
@@ -40,7 +46,7 @@ def test_the_adjacency_of_two_users_and_two_items_written_out():
 
 
 def test_a_node_without_pairs_has_an_empty_row_and_column_and_no_nan():
-    adjacency = normalised_adjacency(interactions([(0, 0)], 2, 3)).toarray()  # user 1, items 1 and 2 are isolated
+    adjacency = Graph(interactions([(0, 0)], 2, 3)).adjacency.toarray()  # user 1, items 1 and 2 are isolated
     expected = np.zeros((5, 5))
     expected[0, 2] = expected[2, 0] = 1 / math.sqrt(1 * 1)
     np.testing.assert_array_equal(adjacency, expected)

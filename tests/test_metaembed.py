@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.decoders import Layers, fine_forward
 from c2f.budget import Budget
 from c2f.errors import ConfigError, MethodError
 from c2f.evaluate import means, score_users, union
-from c2f.metaembed import C2FMetaEmbed, _Layers, fine_forward, initial_fine_codes
+from c2f.metaembed import C2FMetaEmbed, initial_fine_codes
 from c2f.method import build, export_arrays, load_class, load_start
 from c2f.train import Trainer, TrainingSettings
 
@@ -36,7 +37,7 @@ def published_layers(layers, nodes, coarse, fine, gate, num_layers):
 def state():
     """Random dense layers of 9 nodes, 4 coarse and 3 fine codes, with a codebook and fine codes of 5 numbers."""
     generator = np.random.default_rng(0)
-    layers = _Layers(generator.random((9, 4)), generator.random((4, 3)), generator.random((16, 16)) / 8)
+    layers = Layers(generator.random((9, 4)), generator.random((4, 3)), generator.random((16, 16)) / 8)
     return layers, generator.standard_normal((4, 5)), generator.standard_normal((3, 5))
 
 

@@ -295,7 +295,12 @@ def test_a_damaged_artifact_is_named_and_nothing_is_written(run, data, tmp_path,
     damaged = copy_of(run, tmp_path / "run")
     content = (damaged / "artifact.npz").read_bytes()
     (damaged / "artifact.npz").write_bytes(content[: len(content) // 2])
-    refused(capsys, {"run": damaged, "data": data, "output": damaged}, "artifact.npz is damaged", "train the run again")
+    refused(
+        capsys,
+        {"run": damaged, "data": data, "output": damaged},
+        "artifact.npz is damaged",
+        "run the step that writes it",
+    )
     assert files(damaged) == ["artifact.npz", "run.json"]
 
 

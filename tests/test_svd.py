@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import interactions
 
-from baselines.svd import TruncatedSVD, largest_singular, normalised
+from baselines.decoders import degree_normalised
+from baselines.svd import TruncatedSVD, largest_singular
 from c2f.budget import Budget
 from c2f.errors import BudgetError, ConfigError
 from c2f.graph import Graph
@@ -28,7 +29,7 @@ def fit(graph, budget, **params):
 
 
 def scores(method, graph):
-    final = method.restore(export_arrays(method), method.params, graph).final
+    final = method.restore(export_arrays(method), method.params, graph)
     return final[: graph.num_users] @ final[graph.num_users :].T
 
 
@@ -57,14 +58,16 @@ def test_by_default_the_mean_degree_of_a_user_is_added_to_every_degree(graph):
 
 
 def test_plain_degrees_are_those_of_the_propagation(graph):
-    matrix, _ = normalised(graph, TruncatedSVD.Params(degree_offset=0.0))
+    matrix, _ = degree_normalised(graph, TruncatedSVD.Params(degree_offset=0.0))
     np.testing.assert_allclose(matrix.toarray(), graph.adjacency.toarray()[:30, 30:], atol=1e-7)
 
 
 def test_small_components_take_the_first_dimensions_of_the_plain_matrix_and_not_of_the_regularised_one():
     # Ten users share ten items, but for one each; an eleventh has an item of her own.
     graph = Graph(interactions([(u, i) for u in range(10) for i in range(10) if u != i] + [(10, 10)], 11, 11))
-    matrices = {offset: normalised(graph, TruncatedSVD.Params(degree_offset=offset))[0] for offset in (0.0, None)}
+    matrices = {
+        offset: degree_normalised(graph, TruncatedSVD.Params(degree_offset=offset))[0] for offset in (0.0, None)
+    }
     singular = {offset: largest_singular(matrices[offset], 2, np.random.default_rng(0)) for offset in matrices}
     np.testing.assert_allclose(singular[0.0][1], [1, 1], atol=1e-9)  # one for each component, whatever its size
     offset = 91 / 11  # pairs by users
@@ -111,7 +114,7 @@ def test_below_one_number_each_it_says_what_it_needs(graph):
 
 
 def test_the_start_of_the_iteration_moves_rounding_alone_and_signs_are_fixed(graph):
-    matrix, _ = normalised(graph, TruncatedSVD.Params())
+    matrix, _ = degree_normalised(graph, TruncatedSVD.Params())
     first, second = (largest_singular(matrix, 5, np.random.default_rng(seed)) for seed in (0, 1))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)

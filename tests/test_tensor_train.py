@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.tensor_train import TensorTrain, cover, factor, multiply_out, sampled_gaussian
+from baselines.decoders import multiply_out
+from baselines.tensor_train import TensorTrain, cover, factor, sampled_gaussian
 from c2f.budget import Budget
 from c2f.errors import BudgetError
 from c2f.method import build

@@ -24,6 +24,7 @@ rule prepare:
             "valid.parquet",
             "test.parquet",
             "ids.csv",
+            "serving.npz",
             "stats.json",
         ),
     log:
