@@ -25,6 +25,45 @@ def id_array(codes, num_codes: int) -> np.ndarray:
     return np.asarray(codes).astype(smallest_uint(num_codes))
 
 
+def number_bytes(storage: str) -> int:
+    """Return the bytes of a number stored as float32, float16, int8 or uint8."""
+    return np.dtype(storage).itemsize
+
+
+def row_bytes(dim: int, storage: str) -> int:
+    """Return the bytes of a row of so many numbers that `pack` stores; int8 has a scale for each row."""
+    return dim * number_bytes(storage) + 2 * (storage == "int8")
+
+
+def pack(name: str, matrix: np.ndarray, storage: str, axis: int = 1) -> dict[str, np.ndarray]:
+    """Return the arrays that store a float32 matrix as float32, float16, int8 or (what is not negative) uint8.
+
+    Of 8 bits: `name` holds codes, and `<name>_scales` the float16 step of each row (axis 1) or column (axis 0).
+    """
+    if storage.startswith("float"):
+        return {name: matrix.astype(storage, copy=False)}
+    codes, scales = quantise(matrix, int(np.iinfo(storage).max), axis)
+    return {name: codes.astype(storage), f"{name}_scales": scales}
+
+
+def unpack(name: str, arrays: dict) -> np.ndarray:
+    """Return the float32 matrix that `pack` stored."""
+    if f"{name}_scales" in arrays:
+        return arrays[name] * arrays[f"{name}_scales"].astype(np.float32)
+    return arrays[name].astype(np.float32, copy=False)
+
+
+def quantise(matrix: np.ndarray, largest: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes (whole float32 numbers up to `largest`) and float16 scales along an axis: matrix = codes * scales.
+
+    Each entry is off by at most half a scale. What was stored so once gives the same codes and scales again.
+    """
+    wanted = np.abs(matrix).max(axis=axis, keepdims=True, initial=0) / largest
+    scales = wanted.astype(np.float16)
+    scales = np.where(scales < wanted, np.nextafter(scales, np.float16(np.inf)), scales)  # up, so no code is too large
+    return np.rint(matrix / np.where(scales > 0, scales, 1).astype(np.float32)), scales
+
+
 def universal_hash(num_ids: int, num_buckets: int, constants) -> np.ndarray:
     """Return ((a e + b) mod p) mod num_buckets for the ids e = 0..num_ids-1, p = 2^31 - 1: (num_ids,) int64."""
     a, b = map(int, constants)

@@ -197,6 +197,7 @@ class RunRecord:
     training: dict
     starts_from: str | None
     footprint: dict | None
+    leftover: str | None
     stages: list
     seconds: float
     peak_rss_bytes: int

@@ -155,11 +155,7 @@ class Reader:
                 raise ArtifactError(f"{path} holds no model: the run ended as {status}: {info['reason']}")
             if "scorer" in decoder:
                 return cls(_scorer(artifact, data, path), serving, info, None)
-            final = _final_vectors(artifact, decoder, serving)
-            users, items = final[: serving.num_users], final[serving.num_users :]
-            if "item_bias" in artifact.arrays:  # one more coordinate
-                users = np.concatenate([users, np.ones((len(users), 1), dtype=np.float32)], axis=1)
-                items = np.concatenate([items, artifact.arrays["item_bias"].reshape(-1, 1)], axis=1)
+            users, items = _vectors(artifact, decoder, serving)
         except ModuleNotFoundError as error:
             raise ArtifactError(f"{path} cannot be served here: {error}; install what {info['uses']} needs") from None
         except DAMAGES as error:
@@ -204,7 +200,10 @@ def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return items, scores[items]
 
 
-def _final_vectors(artifact: Artifact, decoder: dict, serving: ServingData) -> np.ndarray:
+def _vectors(artifact: Artifact, decoder: dict, serving: ServingData) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of users (U, d') and items (I, d'); an item bias is one more coordinate."""
+    if strange := [name for name, array in artifact.arrays.items() if array.dtype.kind not in "fiub"]:
+        raise TypeError(f"{strange[0]} holds no numbers")
     ((hook, name),) = decoder.items()
     function, params = _imported(name), SimpleNamespace(**artifact.info["params"])
     graph = ServingGraph(serving.train, serving.num_users, serving.num_items)
@@ -213,9 +212,18 @@ def _final_vectors(artifact: Artifact, decoder: dict, serving: ServingData) -> n
     else:
         final = function(artifact.arrays, params, graph)
     final = np.asarray(final, dtype=np.float32)
-    if final.ndim != 2 or len(final) != graph.num_nodes or not np.isfinite(final).all():
-        raise ValueError(f"vectors {final.shape} for {graph.num_nodes} users and items, or not all finite")
-    return final
+    bias = artifact.arrays.get("item_bias", np.zeros(graph.num_items, dtype=np.float32))
+    if final.ndim != 2 or len(final) != graph.num_nodes or bias.shape != (graph.num_items,):
+        raise ValueError(f"vectors {final.shape} and biases {bias.shape} for {graph.num_nodes} users and items")
+    if not (np.isfinite(final).all() and np.isfinite(bias).all()):
+        raise ValueError("not all of its vectors are finite")
+    users, items = final[: graph.num_users], final[graph.num_users :]
+    if "item_bias" not in artifact.arrays:
+        return users, items
+    ones = np.ones((graph.num_users, 1), dtype=np.float32)
+    columns = [users, ones], [items, bias[:, None].astype(np.float32)]
+    users, items = (np.concatenate(column, axis=1) for column in columns)
+    return users, items
 
 
 def _scorer(artifact: Artifact, data: Path, path: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -15,12 +15,15 @@ import pytest
 import torch
 import yaml
 
+from baselines.recbole_models import RecBoleScores
+from c2f import data
 from c2f.budget import Budget, Footprint
 from c2f.errors import BudgetError, ConfigError
-from c2f.evaluate import DotProducts, means, score_users, union
+from c2f.evaluate import DotProducts, means, rank, score_users, union
 from c2f.grid import Grid
-from c2f.method import EmbeddingMethod, build, export_arrays, load_class
+from c2f.method import EmbeddingMethod, build, decoder_of, export_arrays, load_class
 from c2f.record import Artifact
+from c2f.serve import Reader
 from c2f.settings import from_mapping
 from c2f.train import Trainer, TrainingSettings, _Step
 
@@ -176,6 +179,36 @@ def test_every_trained_parameter_gets_a_gradient_and_everything_frozen_stays(fit
         frozen = {name for name, _ in fitted.method.named_buffers()}
         for key in frozen & set(started.arrays) & set(fitted.arrays):
             np.testing.assert_array_equal(fitted.arrays[key], started.arrays[key])
+
+
+@pytest.fixture(scope="module")
+def blocks_folder(blocks, tmp_path_factory):
+    """The toy data as `prepare` writes them."""
+    graph, valid, test = blocks
+    pairs = {"train": graph.train, "valid": valid, "test": test}
+    stats = {"name": "blocks", "num_users": 40, "num_items": 40, "mask_at_test": ["train", "valid"]}
+    stats |= {"sha256": {part: table.sha256() for part, table in pairs.items()}}
+    folder = tmp_path_factory.mktemp("blocks")
+    data._write(folder, pairs, stats, {"user": list(range(40)), "item": list(range(40))})
+    return folder
+
+
+def test_the_reader_of_its_artifact_ranks_as_the_evaluator_does(name, fitted, blocks, blocks_folder, tmp_path):
+    graph, valid, _ = blocks
+    params, decoder = dataclasses.asdict(fitted.method.params), decoder_of(type(fitted.method))
+    sums = {"train_sha256": graph.train.sha256(), "valid_sha256": valid.sha256()}
+    info = {"status": "ok", "uses": GRID.entries[name].uses, "decoder": decoder, "params": params, "device": "cpu"}
+    Artifact(fitted.arrays, info | sums | {"dataset": "blocks"}).save(tmp_path / "artifact.npz")
+    reader = Reader.open(tmp_path, blocks_folder)
+    scorer, users = restored(fitted), np.arange(40)
+    scores = scorer.scores(users).numpy()
+    ((_, expected),) = rank(scorer, union([graph.train, valid]), users, 10)
+    for user, (items, found) in zip(users, reader.recommend_all(users, 10), strict=True):
+        np.testing.assert_allclose(found, scores[user][items], rtol=1e-4, atol=1e-5)
+        best = expected[user][: len(items)]  # the evaluator fills up with what is masked
+        np.testing.assert_allclose(scores[user][items], scores[user][best], rtol=1e-4, atol=1e-5)
+    (place,) = decoder.values()  # in a module without torch, but for what another library scores
+    assert place.startswith(("baselines.decoders:", "c2f.decoding:")) or isinstance(scorer, RecBoleScores)
 
 
 def test_it_beats_popularity_on_blocks(fitted, name, blocks):
