@@ -82,31 +82,57 @@ def rank(scorer: Scorer, masked: Interactions, chosen: np.ndarray, k: int, block
         yield block, top_items(scores, k).cpu().numpy()
 
 
-def score_users(scorer: Scorer, masked: Interactions, held_out: Interactions, ks) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class TopLists:
+    """What is recommended to every user with a held-out item: `user` (n,), with `held_out` (n,) items each.
+
+    items: (n, k), best first, -1 where the user has no item left; hits: (n, k), which of them are held out.
+    """
+
+    user: np.ndarray
+    held_out: np.ndarray
+    items: np.ndarray
+    hits: np.ndarray
+
+
+def top_lists(scorer: Scorer, masked: Interactions, held_out: Interactions, k: int) -> TopLists:
+    """Return the lists of length k (all items where there are fewer) of the users with a held-out item."""
+    counts = np.bincount(held_out.user, minlength=held_out.num_users)
+    chosen = np.flatnonzero(counts)
+    k = min(k, scorer.num_items)
+    left = scorer.num_items - np.bincount(masked.user, minlength=masked.num_users)
+    relevant = held_out.user.astype(np.int64) * held_out.num_items + held_out.item  # sorted
+    items = np.empty((len(chosen), k), dtype=np.int32)
+    hits = np.zeros((len(chosen), k), dtype=bool)
+    done = 0
+    for block, top in rank(scorer, masked, chosen, k):
+        rows = slice(done, done + len(block))
+        pairs = block[:, None].astype(np.int64) * held_out.num_items + top
+        place = np.minimum(np.searchsorted(relevant, pairs), len(relevant) - 1)
+        hits[rows] = relevant[place] == pairs
+        items[rows] = np.where(np.arange(k) < left[block, None], top, -1)
+        done += len(block)
+    return TopLists(chosen.astype(np.int32), counts[chosen].astype(np.int32), items, hits)
+
+
+def user_metrics(lists: TopLists, ks) -> dict[str, np.ndarray]:
     """Return `user`, `held_out` and, per k, `recall@k` and `ndcg@k`, one entry per user with a held-out item.
 
     recall@k = hits in the top k / all held-out items; ndcg@k = DCG / ideal DCG, gain 1 / log2(rank + 1).
     """
-    counts = np.bincount(held_out.user, minlength=held_out.num_users)
-    chosen = np.flatnonzero(counts)
-    ks = sorted(ks)
-    kmax = min(ks[-1], scorer.num_items)
-    relevant = held_out.user.astype(np.int64) * held_out.num_items + held_out.item  # sorted
-    gains = 1 / np.log2(np.arange(2, ks[-1] + 2))
+    result = {"user": lists.user, "held_out": lists.held_out}
+    gains = 1 / np.log2(np.arange(2, max(ks) + 2))
     ideal = np.concatenate([[0], np.cumsum(gains)])
-    hits = np.zeros((len(chosen), kmax), dtype=bool)
-    done = 0
-    for block, top in rank(scorer, masked, chosen, kmax):
-        pairs = block[:, None].astype(np.int64) * held_out.num_items + top
-        place = np.minimum(np.searchsorted(relevant, pairs), len(relevant) - 1)
-        hits[done : done + len(block)] = relevant[place] == pairs
-        done += len(block)
-    result = {"user": chosen.astype(np.int32), "held_out": counts[chosen].astype(np.int32)}
-    for k in ks:
-        within = hits[:, :k]
-        result[f"recall@{k}"] = within.sum(axis=1) / counts[chosen]
-        result[f"ndcg@{k}"] = within @ gains[: within.shape[1]] / ideal[np.minimum(counts[chosen], k)]
+    for k in sorted(ks):
+        within = lists.hits[:, :k]
+        result[f"recall@{k}"] = within.sum(axis=1) / lists.held_out
+        result[f"ndcg@{k}"] = within @ gains[: within.shape[1]] / ideal[np.minimum(lists.held_out, k)]
     return result
+
+
+def score_users(scorer: Scorer, masked: Interactions, held_out: Interactions, ks) -> dict[str, np.ndarray]:
+    """Return `user_metrics` of the users with a held-out item."""
+    return user_metrics(top_lists(scorer, masked, held_out, max(ks)), ks)
 
 
 def union(parts: list[Interactions]) -> Interactions:
