@@ -62,6 +62,7 @@ class _Codebooks(EmbeddingMethod):
     """What search and retraining share: P over Q as one (2b, d) table, and the two rows of every node."""
 
     counted = ("codebook",)
+    kinds = {"codebook": "codebook"}
     pairs: torch.Tensor
 
     @dataclass(frozen=True)
@@ -117,6 +118,9 @@ class _Codebooks(EmbeddingMethod):
             "kept_fraction_of_full_table": kept / (self.num_nodes * self.params.dim),
             "nodes_without_a_number": int(empty[self.pairs].all(dim=1).sum()),
         }
+
+    def leftover(self, budget):
+        return "nothing is pruned: all of both codebooks is in it; `num_rows` makes them larger"
 
     def export(self):
         return pack_sparse("codebook", self.pruned().detach().cpu().numpy())

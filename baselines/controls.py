@@ -11,6 +11,7 @@ class Popularity(EmbeddingMethod):
     """Every user gets the items with the most training users. Nothing is trained; one count per item is stored."""
 
     needs_graph = False
+    kinds = {"item_counts": "vectors"}
     counts: torch.Tensor
 
     @classmethod

@@ -19,6 +19,7 @@ from c2f.decoding import (
     propagate,
     sparse_assignment,
     universal_hash,
+    unpack,
     unpack_sparse,
 )
 
@@ -26,8 +27,8 @@ from c2f.decoding import (
 
 
 def vectors(arrays, params):
-    """A dense table, as it is."""
-    return arrays["vectors"]  # (N, d)
+    """A dense table."""
+    return unpack("vectors", arrays)  # (N, d)
 
 
 def packed_table(arrays, params):
@@ -79,7 +80,8 @@ def hashed_codes(address, num_rows):
 
 def hashed(arrays, params):
     """One row of the codebook for each node."""
-    return arrays["codebook"][hashed_codes(arrays, len(arrays["codebook"]))[:, 0]]  # (N, d)
+    codebook = unpack("codebook", arrays)
+    return codebook[hashed_codes(arrays, len(codebook))[:, 0]]  # (N, d)
 
 
 def double_hashed_codes(address, num_rows):
@@ -92,7 +94,7 @@ def double_hashed_codes(address, num_rows):
 
 def double_hashed(arrays, params):
     """The sum of two rows."""
-    codebook = arrays["codebook"]
+    codebook = unpack("codebook", arrays)
     return codebook[double_hashed_codes(arrays, len(codebook))].sum(1)  # (N, d)
 
 
@@ -111,7 +113,7 @@ def combined(parts, params):
 
 def quotient_remainder(arrays, params):
     """Two rows, combined."""
-    codebook = arrays["codebook"]
+    codebook = unpack("codebook", arrays)
     return combined(codebook[quotient_remainder_codes(arrays, len(codebook))], params)  # (N, d)
 
 
@@ -209,8 +211,8 @@ def subspaces(dim, count):
 
 def composed(arrays, params, graph):
     """Codes and their assignment, propagated over the expanded graph (METHODS.md 3.4): final vectors."""
-    codebook = arrays["codebook"]
-    assignment = sparse_assignment(type(graph.adjacency), arrays["codes"], arrays["weights"], len(codebook))
+    codebook = unpack("codebook", arrays)
+    assignment = sparse_assignment(type(graph.adjacency), arrays["codes"], unpack("weights", arrays), len(codebook))
     expanded = expanded_adjacency(graph.adjacency, assignment)
     return np.ascontiguousarray(composed_forward(assignment, codebook, expanded, params)[1])  # (N, d)
 
@@ -224,12 +226,18 @@ def composed_forward(assignment, codebook, expanded, params):
 
 def coarse_to_fine(arrays, params, graph):
     """Coarse codes, sparse fine codes and the bridge between them (METHODS.md 4.5): final vectors."""
-    codebook, fine = arrays["codebook"], unpack_sparse("fine", arrays, params.dim)
+    codebook, fine = unpack("codebook", arrays), fine_codes(arrays, params)
     kind = type(graph.adjacency)
-    assignment = sparse_assignment(kind, arrays["codes"], arrays["weights"], len(codebook))
-    bridge = sparse_assignment(kind, arrays["bridge_codes"], arrays["bridge_weights"], len(fine))
+    assignment = sparse_assignment(kind, arrays["codes"], unpack("weights", arrays), len(codebook))
+    bridge = sparse_assignment(kind, arrays["bridge_codes"], unpack("bridge_weights", arrays), len(fine))
     layers = Layers(assignment, bridge, expanded_adjacency(graph.adjacency, assignment, bridge))
     return np.ascontiguousarray(fine_forward(layers, codebook, fine, params)[1])  # (N, d)
+
+
+def fine_codes(arrays, params):
+    """Return the sparse fine codes (f, d)."""
+    fine = {"fine": unpack_sparse("fine", arrays, params.dim)}
+    return unpack("fine", fine | {"fine_scales": arrays["fine_scales"]} if "fine_scales" in arrays else fine)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class DHE(EmbeddingMethod):
     """
 
     counted = ("first", "deeper", "norm", "output", "bias")
+    kinds = {**dict.fromkeys(counted, "network"), "hash_constants": "hashes", "num_nodes": "hashes"}
     encoding: torch.Tensor
 
     @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class DHE(EmbeddingMethod):
         for weights, (scale, shift) in zip([self.first, *self.deeper], self.norm, strict=True):
             x = mish(batch_norm(x @ weights, None, None, scale, shift, training=True, eps=decoders.EPSILON))  # (N, h)
         return x @ self.output + self.bias  # (N, d)
+
+    def leftover(self, budget):
+        width, params = len(self.output), self.params
+        numbers = network_size(width + 1, params) - network_size(width, params)
+        nbytes = 4 * numbers + 8 * (hashes_of(width + 1, params) - hashes_of(width, params))
+        return budget.price("one more hidden unit in each layer", numbers=numbers, nbytes=nbytes)
 
     def export(self):
         weights = {name: getattr(self, name).detach().cpu().numpy() for name in self.counted}

@@ -21,7 +21,7 @@ Deviations, with reasons:
 
 Ids are consecutive, and ids a fixed distance apart tend to collide all together or not at all under h. So double
 hashing's N^2 / (2 m1 m2) colliding pairs hold on average over draws, but one draw may be far off: Gowalla, 250 + 250
-rows, 20 seeds: 36,000 pairs, standard deviation 29,000. `details` has the collision rate of the run.
+rows, 20 seeds: 36,000 pairs, standard deviation 29,000. `diagnostics.json` has the collision rate of a run.
 """
 
 import math
@@ -34,14 +34,19 @@ import torch
 from baselines import decoders
 from c2f.api import (
     BudgetError,
+    Codes,
     EmbeddingMethod,
     LinearForm,
     SparseMatrix,
     TableParams,
+    as_stored,
     assignment_matrix,
     check,
     hash_constants,
+    pack,
     propagate,
+    row_bytes,
+    unpack,
 )
 
 
@@ -49,9 +54,19 @@ class SharedRows(EmbeddingMethod):
     """What the family has in common: the tables stacked to one codebook, and the k rows of it that an id leads to."""
 
     counted = ("codebook",)
+    kinds = {"codebook": "codebook", "hash_constants": "hashes", "num_nodes": "hashes", "divisor": "hashes"}
     codes: torch.Tensor
 
-    Params = TableParams
+    @dataclass(frozen=True)
+    class Params(TableParams):
+        """storage: of the codebook's numbers, after training in float32; int8: with a float16 scale for each row."""
+
+        storage: Literal["float32", "float16", "int8"] = "float32"
+
+        @property
+        def width(self) -> int:
+            """Numbers in one row."""
+            return self.dim
 
     def __init__(self, codebook, address, params):
         """codebook: the initial rows; address: the few stored numbers that lead from an id to its rows."""
@@ -60,14 +75,29 @@ class SharedRows(EmbeddingMethod):
         self.address = address
         codes = self.codes_of(address, len(codebook))  # (N, k)
         self.register_buffer("codes", torch.from_numpy(codes), persistent=False)  # made anew from the address
-        nodes_per_code = np.unique(codes, axis=0, return_counts=True)[1]
-        sharing = int(nodes_per_code[nodes_per_code > 1].sum())
-        self.details = {"rows": len(codebook), "collision_rate": sharing / len(codes)}  # share of nodes with a twin
+        self.details = {"rows": len(codebook)}
 
     @staticmethod
     def codes_of(address, num_rows):
         """Return the codebook rows (N, k) of every node."""
         raise NotImplementedError
+
+    @staticmethod
+    def first_rows(address, num_rows):
+        """Return where in the codebook each table begins."""
+        return [0]
+
+    @classmethod
+    def code_arrays(cls, arrays, params):
+        codebook = unpack("codebook", arrays)
+        codes, first = cls.codes_of(arrays, len(codebook)), cls.first_rows(arrays, len(codebook))
+        tables = np.split(codebook, first[1:])
+        return {"nodes": [Codes(table, codes[:, [k]] - first[k]) for k, table in enumerate(tables)]}
+
+    def fit(self, trainer, start=None):
+        trainer.run(self, "train")
+        with torch.no_grad():
+            self.codebook.copy_(as_stored(self.codebook, self.params.storage))
 
     def parts(self):
         """Return each node's rows (N, k, width), differentiable."""
@@ -90,19 +120,27 @@ class SharedRows(EmbeddingMethod):
         matrix = SparseMatrix(composition, graph.device)
         return LinearForm(len(self.codebook), basis, self.summands, composition=matrix)
 
+    def leftover(self, budget):
+        return self.price(budget, "one more row", 1)
+
+    def price(self, budget, what, rows):
+        """Say what so many more rows would take."""
+        width = self.params.width
+        return budget.price(what, numbers=rows * width, nbytes=rows * row_bytes(width, self.params.storage))
+
     def export(self):
-        return {"codebook": self.codebook.detach().cpu().numpy(), **self.address}
+        return pack("codebook", self.codebook.detach().cpu().numpy(), self.params.storage) | self.address
 
 
 class Hashing(SharedRows):
-    """m rows of `dim` float32 numbers; two int64 hash constants and the node count (20 bytes).
+    """m rows of `dim` numbers (float32, or as `storage` says); two int64 hash constants and the node count (20 bytes).
 
     Raises BudgetError below one row.
     """
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        rows = affordable_rows(budget, params.dim, address_bytes=20, at_least=1)
+        rows = affordable_rows(budget, params, address_bytes=20, at_least=1)
         return cls(graph.num_nodes, min(rows, graph.num_nodes), params)
 
     def __init__(self, num_nodes, num_rows, params):
@@ -114,14 +152,14 @@ class Hashing(SharedRows):
 
 
 class DoubleHashing(SharedRows):
-    """Two tables of as many rows (the first has the odd one) of `dim` float32 numbers, one below the other.
+    """Two tables of as many rows (the first has the odd one) of `dim` numbers, one below the other.
 
     Beside them two pairs of uint32 hash constants and the node count (20 bytes). Raises BudgetError below one row each.
     """
 
     @classmethod
     def from_budget(cls, budget, graph, params):
-        rows = affordable_rows(budget, params.dim, address_bytes=20, at_least=2)
+        rows = affordable_rows(budget, params, address_bytes=20, at_least=2)
         return cls(graph.num_nodes, min(rows, 2 * graph.num_nodes), params)
 
     def __init__(self, num_nodes, num_rows, params):
@@ -129,19 +167,23 @@ class DoubleHashing(SharedRows):
         constants = hash_constants(2).astype(np.uint32)
         super().__init__(codebook, {"hash_constants": constants, "num_nodes": uint32(num_nodes)}, params)
 
+    @staticmethod
+    def first_rows(address, num_rows):
+        return [0, num_rows - num_rows // 2]
+
     codes_of = staticmethod(decoders.double_hashed_codes)
     decode = staticmethod(decoders.double_hashed)
 
 
 class QuotientRemainder(SharedRows):
-    """m remainder rows above ceil(N / m) quotient rows of float32 numbers; m and the node count (8 bytes).
+    """m remainder rows above ceil(N / m) quotient rows; m and the node count (8 bytes).
 
     A row has `dim` numbers, dim / 2 where rows are concatenated. Raises BudgetError below the least m + ceil(N / m)
     rows, which is about 2 sqrt(N).
     """
 
     @dataclass(frozen=True)
-    class Params(TableParams):
+    class Params(SharedRows.Params):
         """combine: how the two rows become one vector; init: variance-matched, or as in the suite recsys-benchmark."""
 
         combine: Literal["add", "multiply", "concatenate"] = "multiply"
@@ -155,14 +197,13 @@ class QuotientRemainder(SharedRows):
 
         @property
         def width(self) -> int:
-            """Numbers in one row."""
             return self.dim // 2 if self.combine == "concatenate" else self.dim
 
     @classmethod
     def from_budget(cls, budget, graph, params):
         divisors = np.arange(1, graph.num_nodes + 1)
         needed = divisors + ceil_divide(graph.num_nodes, divisors)  # rows of both tables; falls to sqrt(N), then grows
-        rows = affordable_rows(budget, params.width, address_bytes=8, at_least=int(needed.min()))
+        rows = affordable_rows(budget, params, address_bytes=8, at_least=int(needed.min()))
         return cls(graph.num_nodes, int(divisors[needed <= rows][0]), params)
 
     def __init__(self, num_nodes, divisor, params):
@@ -170,11 +211,22 @@ class QuotientRemainder(SharedRows):
         codebook = initial_rows(num_rows, num_nodes, params)
         super().__init__(codebook, {"divisor": uint32(divisor), "num_nodes": uint32(num_nodes)}, params)
 
+    @staticmethod
+    def first_rows(address, num_rows):
+        return [0, int(address["divisor"][0])]
+
     codes_of = staticmethod(decoders.quotient_remainder_codes)
     decode = staticmethod(decoders.quotient_remainder)
 
     def table(self):
         return decoders.combined(self.parts(), self.params)  # (N, d)
+
+    def leftover(self, budget):
+        divisor, num_nodes = (int(self.address[name][0]) for name in ("divisor", "num_nodes"))
+        if divisor == 1:
+            return "every user and item has a row of its own"
+        rows = divisor - 1 + ceil_divide(num_nodes, divisor - 1) - len(self.codebook)
+        return self.price(budget, "the next smaller divisor", rows)
 
     def linear_form(self, graph):
         return None if self.params.combine == "multiply" else super().linear_form(graph)
@@ -185,11 +237,11 @@ class QuotientRemainder(SharedRows):
         return torch.block_diag(*self.codebook.tensor_split([int(self.address["divisor"][0])]))
 
 
-def affordable_rows(budget, width, address_bytes, at_least):
-    """Return how many rows of `width` float32 numbers fit beside the address. Raises BudgetError below `at_least`."""
+def affordable_rows(budget, params, address_bytes, at_least):
+    """Return how many rows fit beside the address. Raises BudgetError below `at_least`."""
     budget.require_size()
     fixed = budget.measure(numbers=0, nbytes=address_bytes)
-    per_row = budget.measure(numbers=width, nbytes=4 * width)
+    per_row = budget.measure(numbers=params.width, nbytes=row_bytes(params.width, params.storage))
     if budget.amount < fixed + at_least * per_row:
         raise BudgetError(needs=fixed + at_least * per_row, budget=budget)
     return (budget.amount - fixed) // per_row

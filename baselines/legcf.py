@@ -22,11 +22,13 @@ import torch
 
 from baselines import decoders
 from c2f.api import (
+    Codes,
     EmbeddingMethod,
     Embeddings,
     LinearForm,
     SparseMatrix,
     anchored_assignment,
+    as_stored,
     assignment_matrix,
     check,
     closest_codes,
@@ -34,17 +36,21 @@ from c2f.api import (
     expanded_adjacency,
     id_array,
     load_start,
+    pack,
     propagate,
+    row_bytes,
+    unpack,
 )
 
 
 class LEGCF(EmbeddingMethod):
-    """c codes of `dim` float32 numbers, and per node t code ids with float32 weights.
+    """c codes of `dim` numbers, and per node t code ids and weights, of the types `storage` and `weight_storage`.
 
     Raises BudgetError below one code (t codes where t is larger) beside the assignment and the item bias.
     """
 
     counted = ("codebook",)
+    kinds = {"codebook": "codebook", "weights": "assignment"}
     codes: torch.Tensor
     weights: torch.Tensor
 
@@ -56,7 +62,9 @@ class LEGCF(EmbeddingMethod):
         codebook_share: the share of the budget's codes to use, the rest being left to a later stage;
         anchors: where the first assignment comes from; update: whether the second stage estimates S anew;
         first_stage_epochs: at most so many epochs with the first assignment, null to wait for validation;
-        train_codes: whether a run that starts from another trains its codes on, or the item bias alone.
+        train_codes: whether a run that starts from another trains its codes on, or the item bias alone;
+        storage, weight_storage: of the codebook's numbers and the weights, after training in float32; of 8 bits: with a
+        float16 scale for each code, and for each of the t places.
         """
 
         dim: int = 128
@@ -69,6 +77,8 @@ class LEGCF(EmbeddingMethod):
         update: bool = True
         first_stage_epochs: int | None = None
         train_codes: bool = True
+        storage: Literal["float32", "float16", "int8"] = "float32"
+        weight_storage: Literal["float32", "float16", "uint8"] = "float32"
 
         def __post_init__(self):
             super().__post_init__()
@@ -109,7 +119,9 @@ class LEGCF(EmbeddingMethod):
                 trainer.run(self, "updated assignment", each_epoch=update, start_counts=False)
             else:
                 trainer.run(self, "fixed assignment")
-        self.details["used_codes"] = int(self.codes[self.weights > 0].unique().numel())
+        with torch.no_grad():
+            self.codebook.copy_(as_stored(self.codebook, self.params.storage))
+        self.assign(self.codes, as_stored(self.weights, self.params.weight_storage, axis=0))
 
     def _first_assignment(self, trainer):
         """Return codes and weights (N, t): the code of the node's part, and t - 1 others at random (METHODS.md 3.3)."""
@@ -160,11 +172,23 @@ class LEGCF(EmbeddingMethod):
 
         return LinearForm(len(self.codebook), basis, lambda: self.codebook, composition=self.assignment)
 
+    def leftover(self, budget):
+        share, dim = self.params.codebook_share, self.params.dim
+        if self.params.num_codes is not None:
+            return f"`num_codes` = {self.params.num_codes} sets its size"
+        if share < 1:
+            return f"`codebook_share` = {share}: the rest is for the fine codes of the run that starts from it"
+        return budget.price("one more code", numbers=dim, nbytes=row_bytes(dim, self.params.storage))
+
     def export(self):
         return {
-            "codebook": self.codebook.detach().cpu().numpy(),
+            **pack("codebook", self.codebook.detach().cpu().numpy(), self.params.storage),
             "codes": id_array(self.codes.cpu(), len(self.codebook)),
-            "weights": self.weights.cpu().numpy(),
+            **pack("weights", self.weights.cpu().numpy(), self.params.weight_storage, axis=0),
         }
+
+    @classmethod
+    def code_arrays(cls, arrays, params):
+        return {"nodes": [Codes(unpack("codebook", arrays), arrays["codes"], unpack("weights", arrays))]}
 
     restore = staticmethod(decoders.composed)

@@ -31,7 +31,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from baselines import decoders
-from c2f.api import BudgetError, EmbeddingMethod, Embeddings, check, load_start, propagate
+from c2f.api import BudgetError, Codes, EmbeddingMethod, Embeddings, check, load_start, propagate, quantise
 
 LARGEST_CODE = {"int8": 127, "int4": 7}
 
@@ -80,6 +80,7 @@ class QuantisedTable(EmbeddingMethod):
         """codes_per_node: d', or M for pq; num_centroids: K, of use for pq alone."""
         super().__init__(params)
         self.needs_graph = params.table == "layer0"
+        self.kinds = {"codebook": "codebook"} if params.scheme == "pq" else {"codes": "vectors"}
         self.codes_per_node = codes_per_node
         self.vectors = torch.zeros(num_nodes, params.dim)  # the full run's; no buffer, so not stored
         width = (codes_per_node + 1) // 2 if params.scheme == "int4" else codes_per_node
@@ -120,9 +121,29 @@ class QuantisedTable(EmbeddingMethod):
     def export(self):
         return {name: stored.cpu().numpy() for name, stored in self.named_buffers()}
 
+    def leftover(self, budget):
+        if self.codes_per_node == self.params.dim:
+            return f"the whole table of `dim` = {self.params.dim} is in it"
+        num_nodes, num_centroids = len(self.codes), len(self.codebook) if self.params.scheme == "pq" else 0
+        more = 2 if self.params.scheme == "int4" and self.codes_per_node % 2 == 0 else 1  # two codes share a byte
+
+        def size(count):
+            return np.array(stored_size(self.params.scheme, num_nodes, self.params.dim, count, num_centroids))
+
+        numbers, nbytes = (size(self.codes_per_node + more) - size(self.codes_per_node)).tolist()
+        return budget.price("one more code for every user and item", numbers=numbers, nbytes=nbytes)
+
     def packed_numbers(self):
         scheme, num_nodes = self.params.scheme, len(self.codes)
         return stored_size(scheme, num_nodes, 0, self.codes_per_node, 0)[0] if scheme == "int4" else None
+
+    @classmethod
+    def code_arrays(cls, arrays, params):
+        if params.scheme != "pq":  # rounded numbers: they name nothing
+            return {}
+        codebook, codes = arrays["codebook"], arrays["codes"]
+        of = decoders.subspaces(codebook.shape[1], codes.shape[1])
+        return {"nodes": [Codes(codebook[:, of == m], codes[:, [m]]) for m in range(codes.shape[1])]}
 
     decode = staticmethod(decoders.quantised)
     restore = staticmethod(decoders.quantised_table)
@@ -157,10 +178,8 @@ def scalar_quantise(table, scheme):
     """Return the arrays `codes` and, but for fp16, `scales` of a table (N, d'), rounded within its row's largest."""
     if scheme == "fp16":
         return {"codes": table.astype(np.float16)}
-    wanted = np.abs(table).max(axis=1, keepdims=True) / LARGEST_CODE[scheme]
-    scales = wanted.astype(np.float16)
-    scales = np.where(scales < wanted, np.nextafter(scales, np.float16(np.inf)), scales)  # up, so no code is too large
-    codes = np.rint(table / np.where(scales > 0, scales, 1).astype(np.float32)).astype(np.int8)
+    codes, scales = quantise(table, LARGEST_CODE[scheme], axis=1)
+    codes = codes.astype(np.int8)
     return {"codes": pack_nibbles(codes) if scheme == "int4" else codes, "scales": scales}
 
 

@@ -121,6 +121,7 @@ class RecBoleModel(EmbeddingMethod):
     def hold(self, arrays):
         """Keep what `export` returns."""
         self.arrays, self.counted = arrays, counted_names(arrays)
+        self.kinds = {name: "other" for name in arrays if name == "seed" or name.endswith(".shape")}
 
     def fit(self, trainer, start=None):
         if not len(trainer.valid):

@@ -85,6 +85,13 @@ class TruncatedSVD(EmbeddingMethod):
         final = torch.from_numpy(self.restore(self.export(), self.params, graph)).to(graph.device)
         return Embeddings(final, final)
 
+    def leftover(self, budget):
+        (num_rows, rank), itemsize = self.vectors.shape, self.vectors.element_size()
+        if rank == self.params.dim:
+            return f"its rank is the largest, `dim` = {rank}"
+        more = "one more number for every row; numbers that are 0 are not counted; it"
+        return budget.price(more, numbers=num_rows, nbytes=num_rows * itemsize)
+
     def export(self):
         return {"vectors": self.vectors.cpu().numpy()}
 

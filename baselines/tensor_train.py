@@ -35,6 +35,7 @@ class TensorTrain(EmbeddingMethod):
     """
 
     counted = ("core_1", "core_2", "core_3")
+    kinds = {**dict.fromkeys(counted, "codebook"), "num_nodes": "other"}
 
     Params = TableParams
 
@@ -64,6 +65,14 @@ class TensorTrain(EmbeddingMethod):
 
     def table(self):
         return decoders.multiply_out(torch.einsum, self.core_1, self.core_2, self.core_3)[: self.num_nodes]  # (N, d)
+
+    def leftover(self, budget):
+        (n1, d1, rank_1), (rank_2, n3, d3) = self.core_1.shape, self.core_3.shape
+        n2, d2 = self.core_2.shape[1:3]
+        if (rank_1, rank_2) == (n1 * d1, n3 * d3):
+            return "its ranks are the largest: it can represent every table"
+        numbers = n2 * d2 * rank_1 + n3 * d3
+        return budget.price("one more rank", numbers=numbers, nbytes=4 * numbers)
 
     def export(self):
         cores = {name: getattr(self, name).detach().cpu().numpy() for name in self.counted}

@@ -126,12 +126,13 @@ def train(
 def evaluate(
     run: Annotated[Path, "folder of a trained run"],
     data: Annotated[Path, "folder of the dataset that it was trained on"],
-    output: Annotated[Path, "folder for per_user.parquet and metrics.json"],
+    output: Annotated[Path, "folder for per_user.parquet, metrics.json and diagnostics.json"],
     ks: Annotated[str, "list lengths k of Recall@k and NDCG@k"] = "5,10,20,50",
 ) -> None:
-    """Rank all items for every user with a held-out test item: per_user.parquet, metrics.json.
+    """Rank all items for every user with a held-out test item: per_user.parquet, metrics.json, diagnostics.json.
 
-    The model is rebuilt from the artifact alone.
+    The model is rebuilt from the artifact alone. The diagnostics: items that nobody is shown, the metrics by the users'
+    activity and the items' popularity, and what the codes of the model do.
     """
     from c2f.run import evaluate_run
 
@@ -145,17 +146,37 @@ def evaluate(
     print(" ".join(f"{name}={value:.5f}" for name, value in means.items()) or "no trained model: nothing to evaluate")
 
 
+def inference(
+    runs: Annotated[list[Path], "folders of trained runs, all on one dataset"],
+    data: Annotated[Path, "folder of that dataset"],
+    output: Output,
+    num_users: Annotated[int, "how many users are asked for"] = 1000,
+    memory_limit: Annotated[str, "address space beyond what Python and NumPy take, with kB, MB or GB"] = "256MB",
+) -> None:
+    """Measure what serving each run costs: file, load time, memory, time per user (csv).
+
+    Each is served in a process of its own, on one core, with NumPy alone. Nothing else should run meanwhile.
+    """
+    from c2f.budget import parse_bytes
+    from c2f.inference import measure_runs
+
+    if num_users < 1:
+        raise ConfigError(f"--num_users {num_users} is no number of users; write 1 or more")
+    measure_runs(runs, data, output, num_users, parse_bytes(memory_limit, "--memory_limit"))
+
+
 def collect(
     runs: Annotated[list[Path], "folders of evaluated runs, all on one dataset"],
     data: Annotated[Path, "folder of that dataset"],
     spec: Spec,
     output: Output,
     methods: Annotated[Names, "the methods that are compared (default: all); the others serve figures"] = None,
+    inference: Annotated[Path | None, "what serving these runs costs, as `inference` writes it"] = None,
 ) -> None:
     """Gather a dataset's finished runs, and those that they start from, into one table with a row per run (parquet)."""
     from c2f.report import collect as run
 
-    run(runs, data, json_argument(spec), output, methods or None)
+    run(runs, data, json_argument(spec), output, methods or None, inference)
 
 
 def table(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
@@ -163,6 +184,13 @@ def table(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
     from c2f.report import write_table
 
     write_table(runs, output, made_by)
+
+
+def memory(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
+    """Write what was asked for, stored, and measured when serving, from runs tables: OUTPUT.csv and .md."""
+    from c2f.report import write_memory
+
+    write_memory(runs, output, made_by)
 
 
 def figure(
@@ -190,7 +218,48 @@ def report(
     write_report(tables, figures or [], runs, output, made_by)
 
 
-STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, evaluate, collect, table, figure, report]
+def recommend(
+    artifact: Annotated[Path, "a trained run's folder, or its artifact.npz"],
+    data: Annotated[Path, "folder of the dataset that it was trained on"],
+    user: Annotated[str, "the user's published id or name, as in ids.csv"],
+    k: Annotated[int, "how many items"] = 20,
+) -> None:
+    """Print the items that a trained model recommends to a user, best first; none that the user has already.
+
+    NumPy alone reads the artifact. Ids are the published ones.
+    """
+    from c2f.serve import Reader
+
+    reader = Reader.open(artifact, data)
+    names = reader.data.names()
+    if user not in names["user"]:
+        raise ConfigError(f"there is no user {user!r} in {data / 'ids.csv'}; its second column of ids names them all")
+    items, scores = reader.recommend(names["user"].index(user), k)
+    print(f"{reader.info['method']} on {reader.info['dataset']}, user {user}")
+    width = max([4, *(len(names["item"][item]) for item in items)])
+    print(f"rank  {'item':>{width}}  score")
+    for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
+        print(f"{rank:4d}  {names['item'][item]:>{width}}  {score:.4f}")
+
+
+def export(
+    artifact: Annotated[Path, "a trained run's folder, or its artifact.npz"],
+    data: Annotated[Path, "folder of the dataset that it was trained on"],
+    output: Output,
+    format: Annotated[str, "npz, parquet, or onnx (a model from users to scores of all items)"] = "npz",
+) -> None:
+    """Write a model's final user and item vectors for others: their dot products are the scores.
+
+    npz: users (U, d), items (I, d), user_names, item_names. parquet: a row per user and item: kind, id, name, vector.
+    onnx: input `users` (n,) of ids 0..U-1, output `scores` (n, I); it needs the package onnx.
+    """
+    from c2f.export import export as run
+
+    run(artifact, data, output, format)
+
+
+STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, evaluate, inference, collect, table]
+STEPS += [memory, figure, report, recommend, export]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,8 @@
 from c2f.budget import Budget
 from c2f.codebook import (
     anchored_assignment,
+    as_stored,
+    assignment_bytes,
     assignment_matrix,
     closest_codes,
     coarse_codes,
@@ -15,10 +17,15 @@ from c2f.decoding import (
     activate,
     expanded_adjacency,
     id_array,
+    pack,
     pack_sparse,
     propagate,
+    quantise,
+    row_bytes,
+    unpack,
     unpack_sparse,
 )
+from c2f.diagnostics import Codes
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, TrainingGraph, load_start
@@ -30,6 +37,7 @@ __all__ = [
     "HASH_PRIME",
     "Budget",
     "BudgetError",
+    "Codes",
     "ConfigError",
     "EmbeddingMethod",
     "Embeddings",
@@ -43,6 +51,8 @@ __all__ = [
     "TrainingGraph",
     "activate",
     "anchored_assignment",
+    "as_stored",
+    "assignment_bytes",
     "assignment_matrix",
     "check",
     "closest_codes",
@@ -54,12 +64,16 @@ __all__ = [
     "id_array",
     "kept_sizes",
     "load_start",
+    "pack",
     "pack_sparse",
     "propagate",
     "pseudo_inverse",
+    "quantise",
+    "row_bytes",
     "search_by_thresholds",
     "soft_threshold",
     "survivors",
     "tensor_sha256",
+    "unpack",
     "unpack_sparse",
 ]

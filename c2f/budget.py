@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from c2f.errors import BudgetError, ConfigError, did_you_mean
 
+KINDS = ("vectors", "codebook", "network", "assignment", "indices", "masks", "scales", "hashes", "biases", "other")
+"""What stored bytes may be, in the order of the ledger."""
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -67,17 +70,29 @@ class Budget:
         self.require_size()
         return int(self.amount) // self.measure(numbers=1, nbytes=4)
 
+    def price(self, what: str, *, numbers: int, nbytes: int) -> str:
+        """Say what a larger model would take, on this budget's own scale."""
+        return f"{what} takes {self.measure(numbers=numbers, nbytes=nbytes):,} {self.kind} more"
+
     def less(self, nbytes: int) -> "Budget":
         """Return this budget after setting aside stored bytes that no paper counts (an item bias). May be negative."""
         return Budget(self.kind, self.amount - self.measure(numbers=0, nbytes=nbytes), self.name)
+
+
+def parse_bytes(text: str, place: str) -> int:
+    """Read `64MB` and the like (decimal units); place: where it stands, for the error. Raises ConfigError."""
+    try:
+        return int(Budget.parse(f"bytes-{text}").amount)
+    except ConfigError:
+        raise ConfigError(f"{place} = {text!r} is no amount of memory; write for instance 64MB") from None
 
 
 @dataclass(frozen=True)
 class Footprint:
     """What an artifact really holds.
 
-    parts: per array its shape, dtype, bytes and whether the method's paper counts it; numbers: values the paper counts
-    (of floating-point arrays those that are not 0);
+    parts: per array its shape, dtype, bytes, kind (of KINDS) and whether the method's paper counts it; numbers: values
+    the paper counts (of floating-point arrays those that are not 0);
     stored: bytes of all arrays; serving: stored plus the cheaper of {training graph, cached (N, d) table} where scoring
     needs one of them.
     """
@@ -89,18 +104,27 @@ class Footprint:
 
     @classmethod
     def measure(
-        cls, arrays, counted, graph_bytes: int, table_bytes: int, needs_graph: bool, numbers: int | None = None
+        cls,
+        arrays,
+        counted,
+        graph_bytes: int,
+        table_bytes: int,
+        needs_graph: bool,
+        numbers: int | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> "Footprint":
         """Measure arrays by name.
 
         counted: names of those that the paper counts (None: all but the item bias); numbers: how many values these
-        hold, where several are packed into one element (None: one each).
+        hold, where several are packed into one element (None: one each); kinds: of the arrays whose name and type do
+        not tell it (see kind_of).
         """
         parts = {
             name: {
                 "shape": list(array.shape),
                 "dtype": array.dtype.str,
                 "bytes": int(array.nbytes),
+                "kind": kind_of(name, array, kinds or {}),
                 "counted": name != "item_bias" if counted is None else name in counted,
             }
             for name, array in arrays.items()
@@ -114,6 +138,19 @@ class Footprint:
     def spent(self, budget: Budget) -> int:
         """Return what of `budget` this artifact uses, in the budget's unit."""
         return budget.measure(numbers=self.numbers, nbytes=self.stored)
+
+    def by_kind(self) -> dict[str, int]:
+        """Return the stored bytes of each kind that there is, in the order of KINDS."""
+        held = {kind: [part["bytes"] for part in self.parts.values() if part["kind"] == kind] for kind in KINDS}
+        return {kind: sum(sizes) for kind, sizes in held.items() if sizes}
+
+
+def kind_of(name: str, array, kinds: Mapping[str, str]) -> str:
+    """Return what an array is in the ledger: as `kinds` says, or by its name's ending, or by its type."""
+    endings = {"item_bias": "biases", "_mask": "masks", "scales": "scales"}
+    by_name = (kind for ending, kind in endings.items() if name.endswith(ending))
+    by_type = "vectors" if np.issubdtype(array.dtype, np.floating) else "indices"
+    return kinds.get(name) or next(by_name, by_type)
 
 
 def _values(array) -> int:

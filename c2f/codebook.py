@@ -7,7 +7,16 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from c2f.decoding import HASH_PRIME, smallest_uint, sparse_assignment, sparse_bytes
+from c2f.decoding import (
+    HASH_PRIME,
+    number_bytes,
+    pack,
+    row_bytes,
+    smallest_uint,
+    sparse_assignment,
+    sparse_bytes,
+    unpack,
+)
 from c2f.errors import BudgetError
 
 
@@ -84,22 +93,32 @@ def feasible_codes(budget, per_code, fixed, at_least: int = 1) -> int:
 def coarse_codes(budget, graph, params) -> int:
     """Return the number of codes c of LEGCF, or of the coarse stage of C2F, within the budget.
 
-    params: dim, codes_per_node, num_codes, codebook_share. Charged: 4 * dim bytes a code; per node t float32 weights
-    and t ids. Raises BudgetError where codes_per_node codes do not fit.
+    params: dim, codes_per_node, num_codes, codebook_share, storage, weight_storage. Charged: a row for each code; per
+    node t weights and t ids. Raises BudgetError where codes_per_node codes do not fit.
     """
-    per_node = params.codes_per_node
+    per_node, per_code = params.codes_per_node, row_bytes(params.dim, params.storage)
 
     def fixed(id_bytes):
-        return 0, graph.num_nodes * per_node * (4 + id_bytes)
+        return 0, assignment_bytes(graph.num_nodes, per_node, id_bytes, params.weight_storage)
 
     if params.num_codes is not None:
         numbers, nbytes = fixed(smallest_uint(params.num_codes).itemsize)
-        size = params.num_codes * params.dim
-        budget.require(numbers=numbers + size, nbytes=nbytes + 4 * size)
+        budget.require(numbers=numbers + params.num_codes * params.dim, nbytes=nbytes + params.num_codes * per_code)
         return params.num_codes
     least = math.ceil(per_node / params.codebook_share)
-    feasible = feasible_codes(budget, lambda _: (params.dim, 4 * params.dim), fixed, at_least=least)
+    feasible = feasible_codes(budget, lambda _: (params.dim, per_code), fixed, at_least=least)
     return min(int(feasible * params.codebook_share + 1e-9), graph.num_nodes)
+
+
+def assignment_bytes(num_rows: int, per_row: int, id_bytes: int, weight_storage: str) -> int:
+    """Return the bytes of `per_row` ids and weights for each row; uint8 weights have a scale for each column."""
+    scales = 2 * per_row * (weight_storage == "uint8")
+    return num_rows * per_row * (number_bytes(weight_storage) + id_bytes) + scales
+
+
+def as_stored(tensor: torch.Tensor, storage: str, axis: int = 1) -> torch.Tensor:
+    """Return the values that `pack` keeps of a tensor: what is trained in float32 is served as these."""
+    return torch.from_numpy(unpack("x", pack("x", tensor.detach().cpu().numpy(), storage, axis))).to(tensor.device)
 
 
 def feasible_nonzeros(budget, num_rows: int, dim: int, at_least: int = 1) -> int:

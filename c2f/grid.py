@@ -14,8 +14,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from c2f.budget import Budget
-from c2f.captions import FIGURES, TABLE_METRICS, WITH_POINTS, figure_caption
+from c2f.budget import Budget, parse_bytes
+from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, TABLE_METRICS, figure_caption
 from c2f.data import DatasetSpec
 from c2f.errors import ConfigError, did_you_mean
 
@@ -68,6 +68,8 @@ class Grid:
         self.config = config
         self.output: str = config["output"]
         self.ks: list[int] = config["evaluation"]["ks"]
+        self.serving: dict = config["evaluation"]["serving"]
+        self.memory_limit = parse_bytes(self.serving["memory_limit"], "evaluation.serving.memory_limit")
         self.datasets: list[str] = config["grid"]["datasets"]
         self.methods: list[str] = config["grid"]["methods"]
         self.budgets = _check_budgets(config["grid"]["budgets"], "grid.budgets")
@@ -203,12 +205,14 @@ class Grid:
         """Return what the figure step is told, as JSON: the figure's own keys, seeds, caption, and what colours follow.
 
         `lines` (for figures with points) names the method whose colour the lines before and after take: the entry that
-        the points' methods are like.
+        the points' methods are like. What is drawn at one size is told the middle budget where its entry names none.
         """
         spec = self.config["figures"][name]
+        draw = spec.get("draw", name)
         told = {
             **spec,
-            "draw": spec.get("draw", name),
+            **{key: self._size(name, key, kind) for key, kind in SIZE_KEYS.get(draw, {}).items()},
+            "draw": draw,
             "seeds": self._seeds(name),
             "families": self.families,
             "caption": self.caption(name),
@@ -236,6 +240,24 @@ class Grid:
             return list(dict.fromkeys(point[side] for point in spec["points"] for side in ("before", "after")))
         return spec.get("methods", self.methods)
 
+    def _budgets(self, names: Iterable[str]) -> list[str]:
+        """Return every budget at which any of these methods is run."""
+        return list(dict.fromkeys(budget for name in names for budget in self.entries[name].budgets or self.budgets))
+
+    def _size(self, name: str, key: str, kind: str) -> str:
+        """Return a figure's `budget` or `size`, by default the middle one of the grid's budgets of a kind."""
+        if (own := self.config["figures"][name].get(key)) is not None:
+            return str(own)
+        budgets = [budget for budget in map(Budget.parse, self.budgets) if budget.kind == kind]
+        if not budgets:
+            offered = "one such as 1MB" if key == "size" else f"one of {', '.join(self._budgets(self._drawn(name)))}"
+            raise ConfigError(
+                f"figures.{name} has no `{key}`, and grid.budgets has no {kind}-N, whose middle it would take; "
+                f"give it {offered}"
+            )
+        middle = sorted(budgets, key=lambda budget: budget.amount)[len(budgets) // 2].name
+        return middle if key == "budget" else middle.removeprefix(f"{kind}-")
+
     def _seeds(self, name: str) -> list[int]:
         return self.config["figures"][name].get("seeds", self.seeds)
 
@@ -253,22 +275,35 @@ class Grid:
         for metric in metrics:
             kind, _, k = metric.partition("@")
             if metric not in known and kind in ("recall", "ndcg") and k.isdecimal():
-                raise ConfigError(f"{place} hold {metric!r}, but evaluation.ks = {self.ks} has no {k}; add it there")
+                raise ConfigError(
+                    f"{metric!r} in {place} needs {k}, which evaluation.ks = {self.ks} has not; add it there"
+                )
         _check_names(metrics, known, "metric", place)
 
     def _check_figure(self, name: str) -> None:
         spec, place = self.config["figures"][name], f"figures.{name}"
         draw = spec.get("draw", name)
-        kind = "drawing (a function in c2f/figures.py with a caption in c2f/captions.py)"
+        kind = "drawing (a function in c2f/figures.py or c2f/memory_figures.py with a caption in c2f/captions.py)"
         _check_names([draw], FIGURES, kind, f"{place}.draw")
-        if (draw in WITH_POINTS) != ("points" in spec):
-            verb = "needs" if draw in WITH_POINTS else "takes no"
-            raise ConfigError(f"{place} {verb} `points`, as its drawing is {draw!r}; {WAY_OUT}")
-        _check_names(self._drawn(name), self.entries, "method", place)
-        self._check_metrics(spec["metrics"], f"{place}.metrics")
-        if more := [seed for seed in self._seeds(name) if seed not in self.seeds]:
+        needed, sizes = NEEDED_KEYS[draw], SIZE_KEYS.get(draw, {})
+        taken = [*needed, *sizes, "x" if "points" in needed else "methods", "seeds"]
+        if missing := [key for key in needed if key not in spec]:
+            raise ConfigError(f"{place} needs `{missing[0]}`, as its drawing is {draw!r}; {WAY_OUT}")
+        if more := [key for key in spec if key not in [*taken, "draw"]]:
             raise ConfigError(
-                f"{place}.seeds has {more[0]}, which grid.seeds has not; add it there or take it out here"
+                f"{place} takes no `{more[0]}`, as its drawing is {draw!r}, which takes {', '.join(taken)}; {WAY_OUT}"
+            )
+        _check_names(self._drawn(name), self.entries, "method", place)
+        for key in {"metrics", "metric"}.intersection(needed):
+            self._check_metrics([spec[key]] if key == "metric" else spec[key], f"{place}.{key}")
+        if "budget" in sizes:
+            budget = self._size(name, "budget", sizes["budget"])
+            _check_names([budget], self._budgets(self._drawn(name)), "budget", f"{place}.budget")
+        if "size" in sizes:
+            parse_bytes(self._size(name, "size", sizes["size"]), f"{place}.size")
+        if seeds := [seed for seed in self._seeds(name) if seed not in self.seeds]:
+            raise ConfigError(
+                f"{place}.seeds has {seeds[0]}, which grid.seeds has not; add it there or take it out here"
             )
         for method in self._drawn(name) if "points" in spec else []:
             if len(self.entries[method].budgets or self.budgets) != 1:

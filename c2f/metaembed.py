@@ -27,23 +27,29 @@ from typing import Literal
 import numpy as np
 import torch
 
-from baselines.decoders import Layers, coarse_to_fine, fine_forward
+from baselines.decoders import Layers, coarse_to_fine, fine_codes, fine_forward
 from c2f.api import (
     BudgetError,
+    Codes,
     EmbeddingMethod,
     Embeddings,
     LinearForm,
     SparseMatrix,
     activate,
+    as_stored,
+    assignment_bytes,
     assignment_matrix,
     check,
     coarse_codes,
     expanded_adjacency,
     id_array,
     load_start,
+    pack,
     pack_sparse,
     pseudo_inverse,
+    row_bytes,
     soft_threshold,
+    unpack,
 )
 
 
@@ -55,6 +61,12 @@ class C2FMetaEmbed(EmbeddingMethod):
     """
 
     counted = ("codebook", "fine")
+    kinds = {
+        "codebook": "codebook",
+        "fine": "codebook",
+        "weights": "assignment",
+        "bridge_weights": "assignment",
+    }
     codebook: torch.Tensor
     codes: torch.Tensor
     weights: torch.Tensor
@@ -67,7 +79,8 @@ class C2FMetaEmbed(EmbeddingMethod):
 
         fine_codes: f, or null to fill the budget; bridges: k; gate: g; threshold: tau of the soft threshold;
         components: q of SparsePCA; compose, init: see the module; anchors: where the first bridge comes from;
-        update: whether the second stage estimates S2 anew; train_bias: whether the item bias is trained on.
+        update: whether the second stage estimates S2 anew; train_bias: whether the item bias is trained on;
+        storage, weight_storage: of both codebooks' numbers and of all weights, after training in float32.
         """
 
         dim: int = 128
@@ -85,6 +98,8 @@ class C2FMetaEmbed(EmbeddingMethod):
         anchors: Literal["metis", "random"] = "metis"
         update: bool = True
         train_bias: bool = True
+        storage: Literal["float32", "float16", "int8"] = "float32"
+        weight_storage: Literal["float32", "float16", "uint8"] = "float32"
 
         def __post_init__(self):
             super().__post_init__()
@@ -100,10 +115,11 @@ class C2FMetaEmbed(EmbeddingMethod):
     @classmethod
     def from_budget(cls, budget, graph, params):
         def used(coarse, fine):
-            numbers = params.dim * (coarse + fine)
-            assignment = graph.num_nodes * params.codes_per_node * (4 + id_array([], coarse).itemsize)
-            bridge = coarse * min(params.bridges, fine) * (4 + id_array([], fine).itemsize)
-            return budget.measure(numbers=numbers, nbytes=4 * numbers + assignment + bridge)
+            ids, weights = (id_array([], count).itemsize for count in (coarse, fine)), params.weight_storage
+            assignment = assignment_bytes(graph.num_nodes, params.codes_per_node, next(ids), weights)
+            bridge = assignment_bytes(coarse, min(params.bridges, fine), next(ids), weights)
+            nbytes = (coarse + fine) * row_bytes(params.dim, params.storage) + assignment + bridge
+            return budget.measure(numbers=params.dim * (coarse + fine), nbytes=nbytes)
 
         # Climb to the least amount that holds the coarse stage, as its own run sizes it, and the fine codes.
         amount, fine = budget.amount, params.fine_codes or 1
@@ -121,7 +137,7 @@ class C2FMetaEmbed(EmbeddingMethod):
         if params.fine_codes is None:
             budget.require_size()
             room = budget.amount - used(coarse, 1)
-            fine = 1 + int(room // budget.measure(numbers=params.dim, nbytes=4 * params.dim))
+            fine = 1 + int(room // budget.measure(numbers=params.dim, nbytes=row_bytes(params.dim, params.storage)))
             while used(coarse, fine) > budget.amount:  # more fine codes make the bridge wider, up to k
                 fine -= 1
         return cls(graph.num_nodes, coarse, fine, params)
@@ -158,7 +174,18 @@ class C2FMetaEmbed(EmbeddingMethod):
             trainer.run(self, "updated bridge", each_epoch=self.update_bridge, start_counts=False)
         else:
             trainer.run(self, "fixed bridge")
+        self.round_to_storage()
         self.details["fine_nonzero"] = int((self._sparse_fine() != 0).sum())
+
+    def round_to_storage(self):
+        """Make of everything what will be stored of it."""
+        storage, weight_storage, threshold = self.params.storage, self.params.weight_storage, self.params.threshold
+        with torch.no_grad():
+            self.codebook.copy_(as_stored(self.codebook, storage))
+            self.weights.copy_(as_stored(self.weights, weight_storage, axis=0))
+            sparse = as_stored(self._sparse_fine(), storage)
+            self.fine.copy_(sparse + threshold * torch.sign(sparse))
+        self.bridge_to(self.bridge_codes, as_stored(self.bridge_weights, weight_storage, axis=0))
 
     def bridge_to(self, codes, weights):
         """Replace S2 by weights (c, k) at codes (c, k), and rebuild the expanded graph."""
@@ -215,14 +242,33 @@ class C2FMetaEmbed(EmbeddingMethod):
 
         return LinearForm(2 * num_fine, basis, rows)
 
+    def leftover(self, budget):
+        if self.params.fine_codes is not None:
+            return f"`fine_codes` = {self.params.fine_codes} sets its size"
+        zeros = self.fine.numel() - int((self._sparse_fine() != 0).sum())
+        return f"fine codes are sized as if dense, and {zeros:,} of their {self.fine.numel():,} numbers are 0"
+
     def export(self):
+        storage, weight_storage = self.params.storage, self.params.weight_storage
+        fine = pack("fine", self._sparse_fine().detach().cpu().numpy(), storage)
         return {
-            "codebook": self.codebook.cpu().numpy(),
+            **pack("codebook", self.codebook.cpu().numpy(), storage),
             "codes": id_array(self.codes.cpu(), len(self.codebook)),
-            "weights": self.weights.cpu().numpy(),
-            **pack_sparse("fine", self._sparse_fine().detach().cpu().numpy()),
+            **pack("weights", self.weights.cpu().numpy(), weight_storage, axis=0),
+            **fine,
+            **pack_sparse("fine", fine["fine"]),
             "bridge_codes": id_array(self.bridge_codes.cpu(), len(self.fine)),
-            "bridge_weights": self.bridge_weights.cpu().numpy(),
+            **pack("bridge_weights", self.bridge_weights.cpu().numpy(), weight_storage, axis=0),
+        }
+
+    @classmethod
+    def code_arrays(cls, arrays, params):
+        codebook, weights, bridge_weights = (unpack(name, arrays) for name in ("codebook", "weights", "bridge_weights"))
+        return {
+            "nodes": [Codes(codebook, arrays["codes"], weights)],
+            "bridge": [
+                Codes(fine_codes(arrays, params), arrays["bridge_codes"], bridge_weights)
+            ],  # what coarse codes are made of
         }
 
     restore = staticmethod(coarse_to_fine)

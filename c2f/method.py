@@ -1,15 +1,17 @@
 """The contract between the engine and a method: what a baseline implements, and how the engine builds one."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from c2f.budget import Budget
-from c2f.decoding import propagate
+from c2f.decoding import propagate, unpack
+from c2f.diagnostics import Codes
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.evaluate import DotProducts, Scorer
 from c2f.graph import Graph
@@ -77,6 +79,8 @@ class EmbeddingMethod(torch.nn.Module):
 
     counted: tuple[str, ...] | None = None
     """Names of the exported arrays that the method's paper counts (None: all but the item bias)."""
+    kinds: Mapping[str, str] = MappingProxyType({})
+    """What exported arrays are in the ledger (budget.KINDS), where budget.kind_of would take them for others."""
     needs_graph: bool = True
     """Whether answering a query needs the training graph (or a cached table of final embeddings)."""
 
@@ -123,6 +127,10 @@ class EmbeddingMethod(torch.nn.Module):
         """Return how many numbers the counted arrays hold where an element packs several; None for one each."""
         return None
 
+    def leftover(self, budget: Budget) -> str:
+        """Return why part of the budget is left: what the next larger size would take, or that there is none."""
+        return "its size is set by `params`"
+
     @staticmethod
     def decode(arrays: dict, params) -> np.ndarray:
         """Return the (N, d) layer-0 table from the exported arrays alone, in NumPy."""
@@ -137,6 +145,14 @@ class EmbeddingMethod(torch.nn.Module):
         that decoding.sparse_assignment makes.
         """
         return propagate(cls.decode(arrays, params), graph.adjacency, params.num_layers)
+
+    @classmethod
+    def code_arrays(cls, arrays: dict, params) -> dict[str, list[Codes]]:
+        """Return what of the exported arrays, or made from them, are codes, for diagnostics.json; by default nothing.
+
+        `nodes`: what a node's vector is made of, one entry per codebook; more names for codes that are made of others.
+        """
+        return {}
 
     @classmethod
     def scorer(cls, arrays: dict, params, graph: Graph, device: torch.device) -> Scorer:
@@ -162,7 +178,7 @@ class TableParams(EmbeddingMethod.Params):
 def load_start(method: EmbeddingMethod, start: dict | None, names) -> None:
     """Copy the arrays `names`, and the item bias, of the run that a method starts from into its tensors of these names.
 
-    Raises MethodError where there is no start, or one of other arrays or sizes.
+    What `pack` stored is unpacked. Raises MethodError where there is no start, or one of other arrays or sizes.
     """
     kind = type(method).__name__
     if start is None:
@@ -176,7 +192,8 @@ def load_start(method: EmbeddingMethod, start: dict | None, names) -> None:
                 "give both entries the same sizes in `params`"
             )
         with torch.no_grad():
-            tensor.copy_(torch.from_numpy(start[name].astype(np.int64) if tensor.dtype == torch.int64 else start[name]))
+            whole = not tensor.is_floating_point()
+            tensor.copy_(torch.from_numpy(start[name].astype(np.int64) if whole else unpack(name, start)))
 
 
 def load_class(uses: str) -> type[EmbeddingMethod]:

@@ -49,6 +49,11 @@ class MaskedTable(EmbeddingMethod):
     def table(self):
         return self.vectors * self.mask  # (N, dim); what is masked gets no gradient
 
+    def leftover(self, budget):
+        if self.num_kept == self.vectors.numel():
+            return f"nothing is pruned: the whole table of `dim` = {self.params.dim} is in it"
+        return budget.price("one more number", numbers=1, nbytes=4)
+
     def export(self):
         return pack_sparse("vectors", self.table().detach().cpu().numpy())
 

@@ -11,10 +11,11 @@ from string import Template
 
 import pandas as pd
 
-from c2f.budget import Budget
+from c2f.budget import KINDS, Budget, Footprint
 from c2f.captions import COLUMNS, TABLE_METRICS, data_in_words, metric_in_words
 from c2f.data import load_stats
 from c2f.errors import DataError
+from c2f.inference import COLUMNS as SERVING_COLUMNS
 from c2f.record import read_json, write_atomically
 
 _KEY = ["dataset", "budget", "method"]
@@ -24,8 +25,8 @@ _UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 _ALL = ["dataset", "protocol", "method", "budget", "status", "reason", "seconds", "peak_rss_bytes"]
 _RUN = ["seed", "starts_from", "device", "threads", "machine", "commit", "command", "versions"]
 _SIZED = ["made_up", "role", "budget_kind", "budget_amount", *_SIZES, "seconds_with_starts"]
-_RECORD_KEYS = [*_ALL, *_RUN, "footprint", "stages", "inputs_sha256"]
-_RUNS_COLUMNS = [*_ALL, *_RUN, *_SIZED, "data_sha256"]
+_RECORD_KEYS = [*_ALL, *_RUN, "footprint", "leftover", "stages", "inputs_sha256"]
+_RUNS_COLUMNS = [*_ALL, *_RUN, *_SIZED, "data_sha256", "parts", "leftover", "served", *SERVING_COLUMNS]
 _TABLE_COLUMNS = [*_ALL, *_SIZED, "runs", "results", *TABLE_METRICS]
 
 
@@ -33,11 +34,17 @@ _TABLE_COLUMNS = [*_ALL, *_SIZED, "runs", "results", *TABLE_METRICS]
 
 
 def collect(
-    run_dirs: Sequence[Path], data: Path, spec: dict, output: Path, methods: Sequence[str] | None = None
+    run_dirs: Sequence[Path],
+    data: Path,
+    spec: dict,
+    output: Path,
+    methods: Sequence[str] | None = None,
+    inference: Path | None = None,
 ) -> None:
     """Write one row per run folder, as run.json and metrics.json say, and one per run that these start from.
 
-    data, spec: the dataset's folder and entry. A row's `role` is `compared` for the runs of `methods` (None: all),
+    data, spec: the dataset's folder and entry; inference: what serving the runs costs, as c2f.inference measured it. A
+    row's `role` is `compared` for the runs of `methods` (None: all),
     `figure` for other run folders, `start` for what is only started from. Raises DataError for a missing record.
     """
     if not run_dirs:
@@ -47,6 +54,7 @@ def collect(
     read = functools.cache(lambda folder: _read_record(folder, stats))
     asked = [Path(folder) for folder in run_dirs]
     started = dict.fromkeys(start for folder in asked for start in _starts(folder, read))
+    served = _read_served(inference)
     rows = []
     for folder in [*asked, *(start for start in started if start not in asked)]:
         record = read(folder)
@@ -54,11 +62,22 @@ def collect(
         role = ("compared" if compared else "figure") if folder in asked else "start"
         metrics = {"users": 0, "means": {}} if role == "start" else _read_metrics(folder, stats)
         before = sum(float(read(start)["seconds"]) for start in _starts(folder, read))
-        rows.append(_row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared)
-    table = pd.DataFrame(rows)
-    table = table.astype({"reason": "string", "starts_from": "string"})  # text also where every run has none
+        row = _row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared
+        rows.append(row | served.get(str(folder), dict.fromkeys(["served", *SERVING_COLUMNS])))
+    table = pd.DataFrame(rows).astype(dict.fromkeys(SERVING_COLUMNS, float))
+    texts = ["reason", "starts_from", "parts", "leftover", "served"]  # text also where every run has none
+    table = table.astype(dict.fromkeys(texts, "string"))
     with write_atomically(Path(output)) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+def _read_served(path: Path | None) -> dict[str, dict]:
+    """Return by run folder how it could be served, and at what cost."""
+    if path is None:
+        return {}
+    table = _read_table(pd.read_csv, Path(path), ["run", "status", "reason", *SERVING_COLUMNS], "inference")
+    table["served"] = table.status.where(table.status == "ok", table.status + ": " + table.reason.fillna(""))
+    return dict(table.set_index("run")[["served", *SERVING_COLUMNS]].to_dict("index").items())
 
 
 def _read_record(folder: Path, stats: dict) -> dict:
@@ -86,6 +105,8 @@ def _read_mapping(path: Path, step: str) -> dict:
     content = read_json(path)
     wanted = {"train": _RECORD_KEYS, "evaluate": ["users", "means", "test_sha256"]}[step]
     _check_holds(wanted, content if isinstance(content, dict) else {}, path, step)
+    for part in (content.get("footprint") or {"parts": {}})["parts"].values():
+        _check_holds(["kind"], part, path, step)
     return content
 
 
@@ -130,6 +151,8 @@ def _row(record: dict, metrics: dict) -> dict:
         "numbers": float(footprint.get("numbers", "nan")),
         "stored_bytes": float(footprint.get("stored", "nan")),
         "serving_bytes": float(footprint.get("serving", "nan")),
+        "parts": json.dumps(Footprint(**footprint).by_kind()) if footprint else None,
+        "leftover": record["leftover"],
         "epochs": sum(stage["epochs"] for stage in stages),
         "seconds": float(record["seconds"]),
         "seconds_per_epoch": float(stages[-1]["seconds_per_epoch"] if stages else "nan"),
@@ -302,6 +325,83 @@ def holes(table: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     ]
 
 
+# The memory table -----------------------------------------------------------------------------------------------------
+
+
+def write_memory(runs: Sequence[Path], output: Path, made_by: str = "") -> None:
+    """Write what was asked for, what is stored and what serving costs as `<output>.csv` (unrounded) and `.md`."""
+    table = memory_table(read_runs(runs))
+    lines = [f"Made by `{made_by}`.", ""] if made_by else []
+    for dataset, title, text in memory_sections(table):
+        lines += [f"## {dataset}: {title}", "", *_markdown_rows(text), ""]
+    texts = {"csv": table.to_csv(index=False), "md": "\n".join(lines)}
+    for ending, content in texts.items():
+        with write_atomically(Path(f"{output}.{ending}")) as temporary:
+            temporary.write_text(content)
+
+
+def memory_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per dataset, method and budget with a model, unrounded; sizes in bytes.
+
+    requested, achieved, share: in the budget's unit, the largest over seeds, NaN for `full`; leftover: why less than 98
+    % of it is used; one column for each of budget.KINDS; the rest as measured, means over seeds.
+    """
+    rows = []
+    for key, group in runs.dropna(subset="stored_bytes").groupby(["dataset", "method", "budget"], sort=False):
+        kind, amount = group.budget_kind.iloc[0], group.budget_amount.iloc[0]
+        achieved = (group.numbers if kind == "numbers" else group.stored_bytes).max()
+        parts = pd.DataFrame(list(map(json.loads, group.parts)), columns=list(KINDS)).fillna(0).mean()
+        rows.append(
+            {
+                **dict(zip(["dataset", "method", "budget"], key, strict=True)),
+                "unit": "numbers" if kind == "numbers" else "bytes",
+                "requested": amount if math.isfinite(amount) else math.nan,
+                "achieved": achieved,
+                "share": achieved / amount if math.isfinite(amount) else math.nan,
+                "leftover": next(iter(group.leftover.dropna()), None),
+                **parts,
+                **{name: group[name].mean() for name in [*_SIZES, *SERVING_COLUMNS]},
+                "served": _status(group.served.fillna("not measured")),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def memory_sections(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (dataset, title, rows as text): budgets, the ledger of stored bytes, and serving."""
+    for dataset, rows in table.groupby("dataset", sort=False) if len(table) else []:
+        names = rows[["method", "budget"]]
+        sized = rows[rows.requested.notna()]
+        text = sized[["method", "budget"]].copy()
+        for column in ("requested", "achieved"):
+            text[column] = [f"{value:,.0f}" for value in sized[column]]
+        text["used"] = [f"{share:.1%}" for share in sized.share]
+        text["why not more"] = sized.leftover.fillna("")
+        yield str(dataset), "requested and achieved, in the budget's unit", text
+        kinds = [kind for kind in KINDS if rows[kind].any()]
+        unit, stored = in_one_unit(rows.stored_bytes)
+        text = names.assign(**{kind: _amounts(rows[kind], unit) for kind in kinds}, stored=stored)
+        text["serving"] = _amounts(rows.serving_bytes, unit)
+        yield str(dataset), f"where the stored bytes are ({unit})", text
+        served = rows[rows.file_bytes.notna()]
+        text = served[["method", "budget"]].copy()
+        for title, column in [("file", "file_bytes"), ("resident", "resident_bytes")]:
+            unit, text[title] = in_one_unit(served[column])
+            text = text.rename(columns={title: f"{title} ({unit})"})
+        text["load (s)"] = [f"{value:.3f}" for value in served.load_seconds]
+        for title, column in [("p50 (ms)", "latency_p50_ms"), ("p95 (ms)", "latency_p95_ms")]:
+            text[title] = [f"{value:.3f}" for value in served[column]]
+        text["users/s"] = [f"{value:,.0f}" for value in served.users_per_second]
+        text["status"] = served.served
+        others = rows[rows.file_bytes.isna()]
+        text = pd.concat([text, others[["method", "budget"]].assign(status=others.served)]).fillna("-")
+        yield str(dataset), "serving, measured in a process of its own on one core", text
+
+
+def _amounts(amounts: pd.Series, unit: str) -> list[str]:
+    return [f"{amount / _UNITS[unit]:,.3f}" if amount else "0" for amount in amounts]
+
+
 def data_checksums(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the sha256 of every dataset's training, validation and test pairs."""
     rows = [
@@ -362,6 +462,15 @@ def to_html(table: pd.DataFrame) -> str:
     return text
 
 
+def memory_html(runs: pd.DataFrame) -> str:
+    """Return the memory table as HTML, each section to be opened."""
+    return "".join(
+        f"<details><summary>{html.escape(f'{dataset}: {title}')}</summary>"
+        f"{_scroll(_html_table(text.map(html.escape)))}</details>\n"
+        for dataset, title, text in memory_sections(memory_table(runs))
+    )
+
+
 def in_one_unit(amounts: pd.Series) -> tuple[str, list[str]]:
     """Return kB, MB or GB, and all amounts in it, with as many decimals as the smallest needs for three digits."""
     smallest = amounts[amounts > 0].min()
@@ -384,7 +493,8 @@ def size_in_words(amount: float, kind: str) -> str:
 
 
 def _is_number(column: str) -> bool:
-    return column not in ("dataset", "method", "budget", "budgets", "status", "what happened", "pairs", "sha256")
+    texts = ("dataset", "method", "budget", "budgets", "status", "what happened", "why not more", "pairs", "sha256")
+    return column not in texts
 
 
 def _spread(mean: float, sd: float) -> str:
@@ -411,6 +521,7 @@ def write_report(
         summary=_summary(table, starts, made_by),
         tables="".join(to_html(_read_table(pd.read_csv, path, _TABLE_COLUMNS, "table")) for path in tables),
         columns=_facts(COLUMNS),
+        memory=memory_html(table),
         figures="".join(map(_figure, figures)) or "<p>None asked for.</p>",
         holes=_holes(main_table(table)),
         starts=_starts_table(starts),
@@ -551,6 +662,8 @@ $summary
 <p>Methods in the order of the configuration by budget, then for each budget from the best NDCG@20 to the worst.</p>
 $tables
 <details open><summary>What the columns mean</summary>$columns</details>
+<h2>Memory</h2>
+$memory
 <h2>Figures</h2>
 $figures
 <h2>Holes</h2>

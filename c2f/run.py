@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from c2f import evaluate, record
+from c2f import diagnostics, evaluate, record
 from c2f.budget import Budget, Footprint
 from c2f.data import load_pairs, load_stats
 from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
@@ -32,11 +32,14 @@ SCORED = ("ok", "timeout")
 """The statuses whose artifact holds a trained model."""
 LIMITS = ("max_epochs", "max_seconds", "patience")
 """Settings that only say when to stop: they may change before an interrupted run is taken up again."""
+WELL_USED = 0.98
+"""The share of its budget that a run should use; below it the record says what keeps it from that."""
 ARTIFACT_INFO = ("status", "reason", "method", "uses", "params", "device", "dataset", "train_sha256", "valid_sha256")
 """What is read of an artifact's info."""
 NO_SHAPE_SHOWS = {"num_layers", "activation"}
 """Parameters that a run must share with the one it starts from; others show in the shapes of its arrays."""
-NOT_TRAINING = ("__init__", "__main__", "captions", "data", "download", "figures", "grid", "report")
+NOT_TRAINING = ("__init__", "__main__", "captions", "data", "diagnostics", "download", "export", "figures", "grid")
+NOT_TRAINING += ("inference", "memory_figures", "report", "serve")
 """Modules of this package that cannot change a trained model; an interrupted run is taken up again by the others'."""
 
 
@@ -169,10 +172,12 @@ def train(
             raise
         status, reason = "oom", f"out of memory: {str(error).splitlines()[0]}"
 
-    footprint = None
+    footprint, leftover = None, None
     if arrays:
         assert method is not None
         footprint = _footprint(method, arrays, graph)
+        if budget.kind != "full" and footprint.spent(budget) < WELL_USED * budget.amount:
+            leftover = method.leftover(budget)
         if footprint.spent(budget) > budget.amount:
             status, reason = "over_budget", f"the artifact takes {footprint.spent(budget):,} of the budget {budget}"
             arrays = {}
@@ -207,6 +212,7 @@ def train(
         training=dataclasses.asdict(settings),
         starts_from=str(start) if start else None,
         footprint=dataclasses.asdict(footprint) if footprint else None,
+        leftover=leftover,
         stages=[_stage(report) for report in trainer.reports] if trainer else [],
         seconds=round(trainer.seconds() if trainer else time.perf_counter() - began, 3),
         peak_rss_bytes=record.peak_rss_bytes(),
@@ -224,26 +230,34 @@ def train(
 
 
 def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
-    """Score a finished run on the test pairs from its artifact alone; write per_user.parquet and metrics.json.
+    """Score a finished run on the test pairs from its artifact alone, and write what comes of it.
 
-    Returns the means. A run without a trained model gives no rows and no means.
+    per_user.parquet, metrics.json (their means, which it returns) and diagnostics.json. A run without a trained model
+    gives no rows, no means, and as diagnostics only the reason.
     """
     keep_freed_memory()
     artifact = load_artifact(run / "artifact.npz")
     per_user: dict = {name: [] for name in ["user", "held_out", *(f"{m}@{k}" for k in ks for m in ("recall", "ndcg"))]}
     stats = load_stats(data / "stats.json")
     test_sha256 = stats["sha256"]["test"]
+    found: dict = {"reason": artifact.info["reason"]}
     if artifact.info["status"] in SCORED:
         scorer = load_scorer(artifact, data, place=run / "artifact.npz")
-        masked = [load_pairs(data / f"{part}.parquet", stats) for part in stats["mask_at_test"]]
-        held_out = load_pairs(data / "test.parquet", stats)
-        per_user = evaluate.score_users(scorer, evaluate.union(masked), held_out, ks)
+        parts = {"train", "test", *stats["mask_at_test"]}
+        pairs = {part: load_pairs(data / f"{part}.parquet", stats) for part in parts}
+        masked = evaluate.union([pairs[part] for part in stats["mask_at_test"]])
+        lists = evaluate.top_lists(scorer, masked, pairs["test"], max(ks))
+        per_user = evaluate.user_metrics(lists, ks)
+        cls = load_class(artifact.info["uses"])
+        codes = cls.code_arrays(artifact.arrays, cls.Params(**artifact.info["params"]))
+        found = diagnostics.of_run(lists, per_user, pairs["train"], pairs["test"], ks, codes)
     frame = pd.DataFrame(
         {name: np.asarray(values, dtype=np.float32 if "@" in name else np.int32) for name, values in per_user.items()}
     )
     means = evaluate.means(per_user)
     with write_atomically(output / "per_user.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
+    write_json(output / "diagnostics.json", found)
     write_json(output / "metrics.json", {"users": len(frame), "means": means, "test_sha256": test_sha256})
     return means
 
@@ -323,6 +337,7 @@ def _footprint(method: EmbeddingMethod, arrays: dict, graph: Graph) -> Footprint
         table_bytes=scorer.cached_bytes,
         needs_graph=method.needs_graph,
         numbers=method.packed_numbers(),
+        kinds=method.kinds,
     )
 
 

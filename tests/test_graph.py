@@ -22,10 +22,13 @@ from c2f.data import generate_blocks
 from c2f.decoding import (
     expanded_adjacency,
     id_array,
+    pack,
     pack_sparse,
     propagate,
+    row_bytes,
     smallest_uint,
     symmetric_normalise,
+    unpack,
     unpack_sparse,
 )
 from c2f.errors import BudgetError, DataError
@@ -428,3 +431,27 @@ def test_the_fallback_finds_two_halves_that_no_edge_connects(blocks):
     parts = spectral_parts(graph.adjacency, 2, seed=0)
     assert cut(graph.adjacency, parts) == 0
     assert len({*parts[0:40:2]} | {*parts[40:80:2]}) == 1  # even users with even items
+
+
+# Types of storage ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("storage", "axis"), [("float32", 1), ("float16", 1), ("int8", 1), ("uint8", 0)])
+def test_packing_is_off_by_half_a_step_at_most_and_repeats_exactly(storage, axis):
+    matrix = np.random.default_rng(0).random((30, 7)).astype(np.float32) * 10 ** np.linspace(-2, 2, 30)[:, None]
+    matrix = (matrix if storage == "uint8" else matrix - matrix.mean()).astype(np.float32)
+    arrays = pack("x", matrix, storage, axis)
+    kept = unpack("x", arrays)
+    step = {"float32": 0.0, "float16": np.abs(matrix) * 2**-10}.get(storage, arrays.get("x_scales"))
+    assert (np.abs(kept - matrix) <= np.asarray(step, dtype=np.float32) / 2 + 1e-7).all()
+    again = pack("x", kept, storage, axis)
+    assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+    assert (
+        sum(array.nbytes for array in pack("x", matrix, storage, 1).values()) == 30 * row_bytes(7, storage) or axis == 0
+    )
+
+
+def test_rows_of_zeros_stay_zeros_in_every_storage():
+    zeros = np.zeros((3, 4), dtype=np.float32)
+    for storage in ("float32", "float16", "int8", "uint8"):
+        np.testing.assert_array_equal(unpack("x", pack("x", zeros, storage)), zeros)

@@ -50,7 +50,8 @@ def options(**values) -> list:
 
 
 def test_the_steps_are_those_of_the_design():
-    expected = "download prepare check resolve partition train evaluate collect table figure report"
+    expected = "download prepare check resolve partition train evaluate inference collect table memory figure report"
+    expected += " recommend export"
     assert [function.__name__ for function in STEPS] == expected.split()
 
 
@@ -185,7 +186,7 @@ def test_a_damaged_start_is_named_before_the_run_s_folder_is_made(capsys, tmp_pa
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "artifact.npz").write_bytes(b"PK\x03\x04 but no more")
     words = train_words(data, method, tmp_path / "run", start=tmp_path / "start")
-    refused(capsys, ["train", *options(**words)], ["start/artifact.npz is damaged", "train the run again"])
+    refused(capsys, ["train", *options(**words)], ["start/artifact.npz is damaged", "run the step that writes it"])
     assert files_below(tmp_path) == ["start/artifact.npz"] and not (tmp_path / "run").exists()
 
 

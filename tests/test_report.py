@@ -10,8 +10,21 @@ import pytest
 
 from c2f.captions import COLUMNS
 from c2f.errors import DataError
-from c2f.report import collect, in_one_unit, main_table, read_runs, size_in_words, summarise, write_report, write_table
+from c2f.inference import COLUMNS as COSTS
+from c2f.report import (
+    collect,
+    in_one_unit,
+    main_table,
+    memory_table,
+    read_runs,
+    size_in_words,
+    summarise,
+    write_memory,
+    write_report,
+    write_table,
+)
 
+PARTS = {"codebook": {"bytes": 384, "kind": "codebook"}, "codes": {"bytes": 16, "kind": "indices"}}
 SHA = {"train": "a" * 64, "valid": "b" * 64, "test": "c" * 64}
 
 
@@ -33,6 +46,15 @@ def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
         "numbers": 96.0,
         "stored_bytes": 400.0,
         "serving_bytes": 900.0,
+        "parts": json.dumps({"codebook": 300, "indices": 100}),
+        "leftover": None,
+        "served": "ok",
+        "file_bytes": 1000.0,
+        "load_seconds": 0.01,
+        "resident_bytes": 3e7,
+        "latency_p50_ms": 0.1,
+        "latency_p95_ms": 0.2,
+        "users_per_second": 5000.0,
         "epochs": 10,
         "seconds": 2.0,
         "seconds_with_starts": 2.0,
@@ -58,12 +80,13 @@ def hole(
     method: str, budget: str, status="infeasible", reason="budget is below the 280 that it needs", **changes
 ) -> dict:
     """A row of a run without a result."""
-    nothing = dict.fromkeys(("numbers", "stored_bytes", "serving_bytes", "recall@20", "ndcg@20"), np.nan)
-    return run_row(method, budget, **{"status": status, "reason": reason, **nothing, **changes})
+    nothing = dict.fromkeys(("numbers", "stored_bytes", "serving_bytes", "recall@20", "ndcg@20", *COSTS), np.nan)
+    unserved = {"parts": None, "served": "no model"}
+    return run_row(method, budget, **{"status": status, "reason": reason, **nothing, **unserved, **changes})
 
 
 def runs_table(*rows: dict) -> pd.DataFrame:
-    return pd.DataFrame(rows).astype({"reason": "string", "starts_from": "string"})
+    return pd.DataFrame(rows).astype({"reason": "string", "starts_from": "string", "parts": "string"})
 
 
 def saved(folder: Path, *rows: dict) -> Path:
@@ -82,7 +105,8 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
         "method": "legcf",
         "budget": "bytes-2kB",
         "seed": 7,
-        "footprint": {"parts": {}, "numbers": 96, "stored": 400, "serving": 900},
+        "footprint": {"parts": PARTS, "numbers": 96, "stored": 400, "serving": 900},
+        "leftover": None,
         "stages": [{"epochs": 5, "seconds_per_epoch": 0.5}, {"epochs": 10, "seconds_per_epoch": 0.25}],
         "seconds": 6.5,
         "peak_rss_bytes": 1000,
@@ -103,12 +127,14 @@ def write_run(folder: Path, means: dict, **changes) -> Path:
     return folder
 
 
-def collected(folder: Path, *runs: Path, spec: dict | None = None, methods: list | None = None) -> Path:
+def collected(
+    folder: Path, *runs: Path, spec: dict | None = None, methods: list | None = None, inference: Path | None = None
+) -> Path:
     """Collect runs on the dataset `toy` below `folder`; return the runs table."""
     (folder / "toy").mkdir(exist_ok=True)
     stats = {"name": "toy", "sha256": SHA, "num_users": 30, "num_items": 20, "mask_at_test": ["train"]}
     (folder / "toy" / "stats.json").write_text(json.dumps(stats))
-    collect(list(runs), folder / "toy", spec or {"files": {}}, folder / "runs.parquet", methods)
+    collect(list(runs), folder / "toy", spec or {"files": {}}, folder / "runs.parquet", methods, inference)
     return folder / "runs.parquet"
 
 
@@ -454,3 +480,50 @@ def test_a_long_table_can_be_folded(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<details open><summary>NDCG@20 by budget</summary>" in page
     assert "<details><summary>numbers-300</summary>" in page
+
+
+# The memory table ------------------------------------------------------------
+
+
+def test_collect_adds_what_serving_costs_and_says_why_a_run_was_not_served(tmp_path):
+    served, other = (write_run(tmp_path / name, {"recall@20": 0.5}) for name in ("one", "two"))
+    header = f"run,status,reason,{','.join(COSTS)},num_users,memory_limit,machine"
+    rows = [f"{served},ok,,1000,0.5,2000,0.1,0.2,300,20,64,m", f"{other},oom,more than 64 bytes,,,,,,,20,64,m"]
+    (tmp_path / "inference.csv").write_text("\n".join([header, *rows]) + "\n")
+    table = pd.read_parquet(collected(tmp_path, served, other, inference=tmp_path / "inference.csv"))
+    one, two = table.itertuples()
+    assert (one.served, one.file_bytes, one.latency_p95_ms, one.users_per_second) == ("ok", 1000, 0.2, 300)
+    assert two.served == "oom: more than 64 bytes"
+    assert pd.isna(two.file_bytes)
+    assert json.loads(one.parts) == {"codebook": 384, "indices": 16}
+
+
+def test_the_memory_table_says_what_was_asked_for_used_and_stored_and_why_not_more(tmp_path):
+    rows = [
+        run_row("legcf", "numbers-100", seed=1, numbers=96.0, leftover="one more code takes 8 numbers more"),
+        run_row("legcf", "numbers-100", seed=2, numbers=90.0, parts=json.dumps({"codebook": 100})),
+        run_row("svd", "bytes-1000"),
+        run_row("lightgcn", "full"),
+        hole("pq", "bytes-1000"),
+    ]
+    table = memory_table(runs_table(*rows)).set_index("method")
+    assert table.index.tolist() == ["legcf", "svd", "lightgcn"]  # nothing was stored of the last
+    legcf = table.loc["legcf"]
+    assert (legcf.requested, legcf.achieved, legcf.share) == (100, 96, 0.96)  # the larger of both seeds
+    assert (legcf.codebook, legcf.indices, legcf.masks) == ((300 + 100) / 2, (100 + 0) / 2, 0)
+    assert legcf.leftover == "one more code takes 8 numbers more"
+    assert table.loc["svd", "share"] == 400 / 1000
+    assert np.isnan(table.loc["lightgcn", "requested"])
+    write_memory([saved(tmp_path, *rows)], tmp_path / "memory", "snakemake all")
+    text = (tmp_path / "memory.md").read_text()
+    assert "Made by `snakemake all`." in text
+    assert "| legcf | numbers-100 | 100 | 96 | 96.0% | one more code takes 8 numbers more |" in text
+    assert "| svd | bytes-1000 | 1,000 | 400 | 40.0% |" in text
+    assert "## toy: where the stored bytes are (kB)" in text
+    assert "0.100 | 0.200 | 5,000 | ok |" in text
+    assert len(pd.read_csv(tmp_path / "memory.csv")) == 3
+
+
+def test_the_memory_table_of_nothing_is_empty(tmp_path):
+    write_memory([saved(tmp_path, hole("pq", "numbers-100"))], tmp_path / "memory")
+    assert (tmp_path / "memory.md").read_text() == ""

@@ -73,8 +73,9 @@ def files(run) -> list[str]:
 # A run that ends well --------------------------------------------------------
 
 
-def test_a_run_leaves_its_five_files_and_nothing_else(run):
-    assert files(run) == ["artifact.npz", "curve.csv", "metrics.json", "per_user.parquet", "run.json"]
+def test_a_run_leaves_its_six_files_and_nothing_else(run):
+    expected = ["artifact.npz", "curve.csv", "diagnostics.json", "metrics.json", "per_user.parquet", "run.json"]
+    assert files(run) == expected
 
 
 def test_the_record_says_how_the_run_was_made_and_how_it_ended(run, data, lightgcn):

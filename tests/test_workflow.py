@@ -197,11 +197,11 @@ MISTAKES = {
     "no class": ({"methods": {"mine": {"params": {}}}}, "methods.mine names no class"),
     "k of the tables": (
         {"evaluation": {"ks": [5]}},
-        "the tables hold 'recall@20', but evaluation.ks = [5] has no 20; add it there",
+        "'recall@20' in the tables needs 20, which evaluation.ks = [5] has not; add it there",
     ),
     "k of a figure": (
         {"evaluation": {"ks": [20]}},
-        "figures.ablation_fine_share.metrics hold 'ndcg@5', but evaluation.ks = [20] has no 5; add it there",
+        "'ndcg@5' in figures.ablation_fine_share.metrics needs 5, which evaluation.ks = [20] has not; add it there",
     ),
     "metric": (
         {"figures": {"comparison": {"metrics": ["recal@20"]}}},
@@ -217,7 +217,37 @@ MISTAKES = {
     ),
     "points for nothing": (
         {"figures": {"comparison": {"points": [{"x": 1, "before": "lightgcn", "after": "lightgcn"}]}}},
-        "figures.comparison takes no `points`, as its drawing is 'comparison'",
+        "figures.comparison takes no `points`, as its drawing is 'comparison', which takes metrics, methods, seeds",
+    ),
+    "no metric": (
+        {"grid": {"figures": ["mine"]}, "figures": {"mine": {"draw": "pareto"}}},
+        "figures.mine needs `metric`, as its drawing is 'pareto'",
+    ),
+    "metrics for one": (
+        {"grid": {"figures": ["pareto"]}, "figures": {"pareto": {"metrics": ["ndcg@20"]}}},
+        "figures.pareto takes no `metrics`, as its drawing is 'pareto', which takes metric, methods, seeds",
+    ),
+    "metric of a figure": (
+        {"grid": {"figures": ["inference"]}, "figures": {"inference": {"metric": "ndgc@20"}}},
+        "unknown metric 'ndgc@20' in figures.inference.metric; did you mean 'ndcg@20'?",
+    ),
+    "budget of a figure": (
+        {"grid": {"figures": ["memory_ledger"]}, "figures": {"memory_ledger": {"budget": "numbers-51201"}}},
+        "unknown budget 'numbers-51201' in figures.memory_ledger.budget; did you mean 'numbers-51200'?",
+    ),
+    "no budget to take": (
+        {"grid": {"figures": ["memory_ledger"], "budgets": ["bytes-1MB"], "methods": ["legcf"]}},
+        "figures.memory_ledger has no `budget`, and grid.budgets has no numbers-N, whose middle it would take; "
+        "give it one of bytes-1MB",
+    ),
+    "size of a figure": (
+        {"grid": {"figures": ["rank_changes"]}, "figures": {"rank_changes": {"size": "0.8 MB"}}},
+        "figures.rank_changes.size = '0.8 MB' is no amount of memory; write for instance",
+    ),
+    "no size to take": (
+        {"grid": {"figures": ["rank_changes"], "budgets": ["numbers-100"]}},
+        "figures.rank_changes has no `size`, and grid.budgets has no bytes-N, whose middle it would take; "
+        "give it one such as 1MB",
     ),
     "drawing": ({"figures": {"comparison": {"draw": "compare"}}}, "did you mean 'comparison'?"),
     "point": (
@@ -352,6 +382,28 @@ def test_a_figure_is_told_its_seeds():
         ("smoke.yaml", "ablation_fine_count", [2024]),
     ]:
         assert json.loads(grid(file=file).figure_spec(name))["seeds"] == seeds
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "own", "middle"),
+    [
+        ("memory_ledger", "budget", "bytes-0.8MB", {None: "numbers-51200", "small.yaml": "numbers-38400"}),
+        ("rank_changes", "size", 500_000, {None: "2MB", "small.yaml": "0.8MB"}),
+    ],
+)
+def test_a_figure_at_one_size_is_told_its_own_or_the_middle_one_of_the_grid(name, key, own, middle):
+    for file, expected in middle.items():
+        assert json.loads(grid({"grid": {"figures": [name]}}, file).figure_spec(name))[key] == expected
+    changes = {"grid": {"figures": [name]}, "figures": {name: {key: own}}}
+    assert json.loads(grid(changes, "small.yaml").figure_spec(name))[key] == str(own)
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_every_figure_of_config_yaml_can_be_asked_for_wherever_there_are_budgets_for_it(file):
+    budgets = ["numbers-12800", "bytes-1MB"]
+    whole = grid({"grid": {"figures": list(configuration()["figures"]), "budgets": budgets}}, file)
+    for told in map(json.loads, map(whole.figure_spec, whole.figures)):
+        assert told["caption"].startswith(FIGURES[told["draw"]])
 
 
 def test_a_caption_says_how_to_read_the_figure_what_is_made_up_and_how_many_seeds():

@@ -31,6 +31,11 @@ except C2FError as error:
     sys.exit(2)
 
 
+# Its rate limit makes Snakemake 9.27 look for jobs ever more often, in the end all the time: half a core after 200 jobs
+if workflow.local_exec and workflow.scheduling_settings:  # the latter: none in a dry run
+    workflow.scheduling_settings.max_jobs_per_timespan = None
+
+
 def made_by():
     """Return the command that makes the tables and the report, whatever the number of cores."""
     chosen = workflow.overwrite_configfiles or ["config/config.yaml"]

@@ -1,3 +1,28 @@
+# What serving costs, one run after the other; all cores, so that nothing runs beside it.
+rule inference:
+    input:
+        artifacts=lambda wildcards: [
+            f"{folder}/artifact.npz" for folder in GRID.folders(wildcards.dataset)
+        ],
+        serving="results/data/{dataset}/serving.npz",
+        code=[module_file(name) for name in ("c2f.inference", "c2f.serve")],
+    output:
+        "<output>/tables/inference-{dataset}.csv",
+    log:
+        "<output>/logs/inference/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    params:
+        runs=lambda wildcards: GRID.folders(wildcards.dataset),
+        data=lambda wildcards, input: os.path.dirname(input.serving),
+        users=GRID.serving["num_users"],
+        limit=GRID.serving["memory_limit"],
+    shell:
+        "python -m c2f inference --runs {params.runs} --data {params.data} --num_users {params.users}"
+        " --memory_limit {params.limit} --output {output} 2>&1 | tee {log}"
+
+
 # One table per dataset: the command that names its runs must stay below 128 KiB.
 rule collect:
     input:
@@ -8,6 +33,7 @@ rule collect:
             f"{folder}/metrics.json" for folder in GRID.folders(wildcards.dataset)
         ],
         stats="results/data/{dataset}/stats.json",
+        inference="<output>/tables/inference-{dataset}.csv",
         code=module_file("c2f.report"),
     output:
         "<output>/tables/runs-{dataset}.parquet",
@@ -23,7 +49,7 @@ rule collect:
         spec=lambda wildcards: GRID.data_spec(wildcards.dataset, urls=False),
     shell:
         "python -m c2f collect --runs {params.runs} --methods {params.methods} --data {params.data}"
-        " --spec {params.spec:q} --output {output} 2>&1 | tee {log}"
+        " --spec {params.spec:q} --inference {input.inference} --output {output} 2>&1 | tee {log}"
 
 
 rule table:
@@ -51,10 +77,33 @@ rule table:
         "python -m c2f table --runs {input.runs} --made_by {params.made_by:q} --output {params.stem} 2>&1 | tee {log}"
 
 
+rule memory:
+    input:
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        code=module_file("c2f.report"),
+    output:
+        csv=report(
+            "<output>/tables/memory.csv",
+            caption="../report/memory.rst",
+            category="Tables",
+        ),
+        md="<output>/tables/memory.md",
+    log:
+        "<output>/logs/table/memory.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
+        made_by=made_by(),
+    shell:
+        "python -m c2f memory --runs {input.runs} --made_by {params.made_by:q} --output {params.stem} 2>&1 | tee {log}"
+
+
 rule figure:
     input:
         runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
-        code=module_file("c2f.figures"),
+        code=[module_file("c2f.figures"), module_file("c2f.memory_figures")],
     output:
         png=report(
             "<output>/figures/{name}.png",

@@ -60,10 +60,11 @@ rule evaluate:
             "test.parquet",
             "stats.json",
         ),
-        code=module_file("c2f.evaluate"),
+        code=[module_file("c2f.evaluate"), module_file("c2f.diagnostics")],
     output:
         users="<output>/runs/{dataset}/{method}/{budget}/{seed}/per_user.parquet",
         metrics="<output>/runs/{dataset}/{method}/{budget}/{seed}/metrics.json",
+        diagnostics="<output>/runs/{dataset}/{method}/{budget}/{seed}/diagnostics.json",
     log:
         "<output>/logs/evaluate/{dataset}/{method}/{budget}/{seed}.log",
     conda:
