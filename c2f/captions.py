@@ -12,11 +12,50 @@ FIGURES = {
         "Recall and NDCG before and after the fine stage, for each dataset. Crosses in the strip below a dataset mark "
         "points without a result; why stands in the csv. Open markers are runs that their time limit stopped."
     ),
+    "memory_ledger": (
+        "Where the memory goes at one budget, the same for all, for each dataset: what a model stores by kind, then "
+        "(hatched) what it needs to serve beside that, the smaller of the training graph and a cached table. The "
+        "number at a bar's end is their sum. A black tick marks what the method's paper counts, at 4 bytes a number. "
+        "Below the line stand methods without a budget. Bars with a break are longer than the axis. A cross: no "
+        "result, why stands in the csv. Open markers are runs that their time limit stopped."
+    ),
+    "pareto": (
+        "NDCG or Recall against size, for each dataset, by three ways to count: what the method's paper counts at 4 "
+        "bytes a number, all that is stored, and all that is needed to serve. A point is a method at a budget. The "
+        "step line is the best that any method reaches within a size; faint points lie below it. Crosses in the strip "
+        "below a dataset mark the budgets at which a method has no result, in the column that such a budget limits; "
+        "why stands in the csv. Open markers are runs that their time limit stopped."
+    ),
+    "rank_changes": (
+        "How the order of methods at one size depends on what is counted: each method's best run among those whose "
+        "size is at most the given one, ranked by how much of it the paper counts (4 bytes a number), all that is "
+        "stored, and all that is needed to serve. The number beside a name is the mean of the metric. In the grey "
+        "strip stand methods of which no run is so small; a cross: none has a result, why stands in the csv. Open "
+        "markers are runs that their time limit stopped."
+    ),
+    "inference": (
+        "NDCG or Recall against the cost of answering queries, for each dataset: the median time for one user, with a "
+        "thin line to the 95th percentile, and the highest memory of the process that serves. A point is a method at a "
+        "budget. Open markers are runs that their time limit stopped."
+    ),
 }
-"""For each function of c2f/figures.py that `draw:` may name how its figures are read."""
+"""For each function of c2f/figures.py and c2f/memory_figures.py that `draw:` may name how its figures are read."""
 
-WITH_POINTS = {"ablation"}
-"""Those of them that draw `points`; the others draw `methods`."""
+NEEDED_KEYS: dict[str, list[str]] = {
+    "comparison": ["metrics"],
+    "ablation": ["metrics", "points"],
+    "memory_ledger": [],
+    "pareto": ["metric"],
+    "rank_changes": ["metric"],
+    "inference": ["metric"],
+}
+"""The keys that an entry must have for each of them. What has no `points` may have `methods`; any may have `seeds`."""
+
+SIZE_KEYS = {"memory_ledger": {"budget": "numbers"}, "rank_changes": {"size": "bytes"}}
+"""The key that says at which size it is drawn, and the kind of the grid's budgets whose middle one is its default."""
+
+WITHOUT_BARS = {"memory_ledger", "rank_changes"}
+"""Those of them that draw no standard deviation over seeds."""
 
 TABLE_METRICS = ["recall@20", "ndcg@20"]
 """The metrics of the tables and the report."""
@@ -44,7 +83,7 @@ def table_caption() -> str:
 
 def figure_caption(draw: str, data: Iterable[tuple[str, str, bool]], seeds: Iterable[int]) -> str:
     """Return how a figure is read and what is behind it. data: each set's name, protocol, and whether it is made up."""
-    return f"{FIGURES[draw]} {_sentence(data_in_words(data))} {_sentence(seeds_in_words(seeds))}"
+    return f"{FIGURES[draw]} {_sentence(data_in_words(data))} {_sentence(seeds_in_words(seeds, draw))}"
 
 
 def data_in_words(data: Iterable[tuple[str, str, bool]]) -> str:
@@ -55,12 +94,13 @@ def data_in_words(data: Iterable[tuple[str, str, bool]]) -> str:
     return f"data: {', '.join(named)}{warning}"
 
 
-def seeds_in_words(seeds: Iterable[int]) -> str:
+def seeds_in_words(seeds: Iterable[int], draw: str) -> str:
     """Return the seeds and what is drawn over them; one seed says nothing of the noise between seeds."""
     seeds = sorted(seeds)
     if len(seeds) == 1:
         return f"one seed ({seeds[0]}): how far another would lie from it is not known"
-    return f"mean over {len(seeds)} seeds ({', '.join(map(str, seeds))}), bars: one standard deviation"
+    spread = "" if draw in WITHOUT_BARS else ", bars: one standard deviation"
+    return f"mean over {len(seeds)} seeds ({', '.join(map(str, seeds))}){spread}"
 
 
 def metric_in_words(metric: str) -> str:

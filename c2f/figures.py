@@ -1,27 +1,29 @@
 """Figures from one runs table: pdf and png to look at; beside them a csv of the numbers drawn, and the caption."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from c2f.captions import FIGURES, WITH_POINTS, data_in_words, metric_in_words, seeds_in_words
+from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, data_in_words, metric_in_words, seeds_in_words
 from c2f.errors import ConfigError, did_you_mean
 from c2f.record import write_atomically
 from c2f.report import read_runs, size_in_words, summarise
 
 # Okabe and Ito's colours without yellow and black, then three of Tol's muted ones: told apart with any colour vision
-_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933", "#332288"]
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#882255", "#999933", "#332288"]
 _MARKERS = "osD^vPhp<>*d"  # no x: it marks a missing result
 _DASHES = ["solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5))]  # with 12 markers 60 pairs
 _REFERENCE = (0, (6, 2))
@@ -33,20 +35,21 @@ _AXES = {"numbers": "budget: numbers, as the papers count", "bytes": "budget: by
 def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -> None:
     """Draw figure `name` from the runs tables; write `<output>.pdf`, `.png`, `.csv`, and `.txt` with its caption.
 
-    spec: what c2f.grid tells of the figure; its key `draw` names one of this module's functions, all of which have a
-    caption in c2f.captions; `seeds` are those of the runs that are drawn.
+    spec: what c2f.grid tells of the figure; its key `draw` names a function of this module or of c2f.memory_figures,
+    all of which have a caption in c2f.captions; `seeds` are those of the runs that are drawn.
     """
     draw = spec.get("draw", name)
     if draw not in FIGURES:
         raise ConfigError(f"unknown drawing {draw!r} in figures.{name}; {did_you_mean(draw, FIGURES)}")
-    wanted = ["metrics", "seeds", "families", *(["points", "lines"] if draw in WITH_POINTS else ["methods"])]
+    drawn = "lines" if "points" in NEEDED_KEYS[draw] else "methods"
+    wanted = [*NEEDED_KEYS[draw], *SIZE_KEYS.get(draw, {}), "seeds", "families", drawn]
     if missing := [key for key in wanted if key not in spec]:
         raise ConfigError(
             f"the spec of figures.{name} has no {missing[0]!r}; it takes {', '.join(wanted)}, as c2f.grid writes them"
         )
     table = read_runs(runs)
     with matplotlib.rc_context(_THEME):
-        figure, plotted = globals()[draw](table[table.seed.isin(spec["seeds"])], spec)
+        figure, plotted = drawing(draw)(table[table.seed.isin(spec["seeds"])], spec)
         with write_atomically(Path(f"{output}.pdf")) as temporary:
             figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})  # equal content, equal bytes
         with write_atomically(Path(f"{output}.png")) as temporary:
@@ -55,6 +58,13 @@ def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -
         plotted.to_csv(temporary, index=False)
     with write_atomically(Path(f"{output}.txt")) as temporary:
         temporary.write_text(spec.get("caption", FIGURES[draw]) + "\n")
+
+
+def drawing(name: str) -> Callable[[pd.DataFrame, Mapping], tuple[Figure, pd.DataFrame]]:
+    """Return the function that draws: of runs and a spec it makes the figure, and the table of what this shows."""
+    from c2f import memory_figures  # not above: it draws with what stands below
+
+    return vars(memory_figures).get(name) or globals()[name]
 
 
 def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
@@ -68,14 +78,14 @@ def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
     shown = [name for name in spec["methods"] if (runs.method == name).any()]
     plotted = summarise(runs, spec["metrics"])
     if not shown:
-        return _empty(spec["methods"]), plotted
+        return empty_figure(spec["methods"]), plotted
     kinds = [kind for kind in ("numbers", "bytes") if (runs.budget_kind == kind).any()] or ["full"]
     styles = {name: method_styles(spec["families"])[name] for name in shown}
     datasets = list(runs.dataset.unique())
-    holes = {dataset: _holes(plotted[plotted.dataset == dataset], "method", shown) for dataset in datasets}
+    holes = {dataset: with_holes(plotted[plotted.dataset == dataset], "method", shown) for dataset in datasets}
     crowded = len(shown) > _FEW
     size = 1 + max(0, len(shown) - _FEW) / 24  # the more lines, the larger the panels
-    figure, blocks = _panels(
+    figure, blocks = make_panels(
         [(len(spec["metrics"]), len(holes[dataset])) for dataset in datasets], len(kinds), 4.7 * size, 2.4 * size
     )
     for dataset, (panels, strips) in zip(datasets, blocks, strict=True):
@@ -90,9 +100,9 @@ def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
                     style = styles[line.method] | {"marker": "", "linestyle": _REFERENCE, "label": line.method}
                     ax.axhline(line.mean, **style)
                 _label_budgets(ax, kind, runs)
-                ax.set_title(_title(cells))
+                ax.set_title(panel_title(cells))
             row[0].set_ylabel(metric_in_words(metric))
-            _share_scale(row)
+            share_scale(row)
             for kind, ax in zip(kinds, row, strict=True):
                 ends = _references(full, kind)
                 if crowded:
@@ -102,12 +112,13 @@ def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
             _label_budgets(strip, kind, runs)
         found = plotted[plotted.dataset == dataset]
         cells = [found[found.budget_kind.isin([kind, "full"])] for kind in kinds]
-        _draw_holes(panels[-1], strips, cells, "budget_amount", "method", holes[dataset], styles)
+        draw_holes(panels[-1], strips, cells, "budget_amount", "method", holes[dataset], styles)
     for kind, ax in zip(kinds, figure.axes[-len(kinds) :], strict=True):
         ax.set_xlabel(_AXES[kind])
     unsized = set(runs.method[runs.budget_kind == "full"]) - set(runs.method[runs.budget_kind != "full"])
     dashed = {name: {"marker": "", "linestyle": _REFERENCE} if name in unsized else {} for name in shown}
-    _finish(figure, {name: styles[name] | dashed[name] for name in shown}, runs, plotted, spec["methods"])
+    legend = line_legend({name: styles[name] | dashed[name] for name in shown})
+    finish(figure, "comparison", legend, runs, plotted, spec["methods"])
     return figure, plotted
 
 
@@ -125,11 +136,11 @@ def ablation(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
     runs = runs[runs.method.isin(wanted)]
     plotted = pd.DataFrame(points).merge(summarise(runs, spec["metrics"]), on="method")
     if runs.empty:
-        return _empty(wanted), plotted
+        return empty_figure(wanted), plotted
     styles = {label: method_styles(spec["families"])[spec["lines"][side]] for side, label in sides.items()}
     datasets = list(runs.dataset.unique())
-    holes = {dataset: _holes(plotted[plotted.dataset == dataset], "line", styles) for dataset in datasets}
-    figure, blocks = _panels([(1, len(holes[dataset])) for dataset in datasets], len(spec["metrics"]), 2.7, 2.5)
+    holes = {dataset: with_holes(plotted[plotted.dataset == dataset], "line", styles) for dataset in datasets}
+    figure, blocks = make_panels([(1, len(holes[dataset])) for dataset in datasets], len(spec["metrics"]), 2.7, 2.5)
     for dataset, (panels, strips) in zip(datasets, blocks, strict=True):
         cells = plotted[plotted.dataset == dataset]
         for metric, ax in zip(spec["metrics"], panels[0], strict=True):
@@ -138,12 +149,12 @@ def ablation(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
                 _draw_line(ax, drawn, "x", style | {"label": label})
             ax.set_xticks(sorted({point["x"] for point in points}))
             ax.set_xmargin(0.1)
-            ax.set_title(f"{_title(cells)}: {metric_in_words(metric)}")
-            _share_scale([ax])
-        _draw_holes(panels[0], strips, [cells] * len(spec["metrics"]), "x", "line", holes[dataset], styles)
+            ax.set_title(f"{panel_title(cells)}: {metric_in_words(metric)}")
+            share_scale([ax])
+        draw_holes(panels[0], strips, [cells] * len(spec["metrics"]), "x", "line", holes[dataset], styles)
     for ax in figure.axes[-len(spec["metrics"]) :]:
         ax.set_xlabel(spec.get("x", "x"))
-    _finish(figure, styles, runs, plotted, wanted)
+    finish(figure, "ablation", line_legend(styles), runs, plotted, wanted)
     return figure, plotted
 
 
@@ -152,13 +163,13 @@ def method_styles(families: Sequence[Sequence[str]]) -> dict[str, dict]:
 
     A family (an entry and all that are like it) has one colour, and no two methods have all three in common.
     """
-    first = [(place % len(_COLOURS), family[0]) for place, family in enumerate(families)]
-    others = [(place % len(_COLOURS), name) for place, family in enumerate(families) for name in family[1:]]
+    first = [(place % len(COLOURS), family[0]) for place, family in enumerate(families)]
+    others = [(place % len(COLOURS), name) for place, family in enumerate(families) for name in family[1:]]
     count: Counter[int] = Counter()
     styles = {}
     for colour, name in first + others:
         styles[name] = {
-            "color": _COLOURS[colour],
+            "color": COLOURS[colour],
             "marker": _MARKERS[(colour + count[colour]) % len(_MARKERS)],
             "linestyle": _DASHES[count[colour] % len(_DASHES)],
         }
@@ -166,17 +177,25 @@ def method_styles(families: Sequence[Sequence[str]]) -> dict[str, dict]:
     return styles
 
 
-def _panels(
-    blocks: Sequence[tuple[int, int]], num_columns: int, width: float, height: float
+def make_panels(
+    blocks: Sequence[tuple[int, int]],
+    num_columns: int,
+    width: float,
+    height: float | Sequence[float],
+    sharex: Literal["col", "all", "none"] = "col",
 ) -> tuple[Figure, list[tuple[np.ndarray, np.ndarray]]]:
     """Return a figure and, per block of (rows, lines), the axes of its rows and those of a strip of so many lines.
 
-    width, height: of one panel, in inches. A strip of no lines has no axes.
+    width, height: of one panel, in inches, the height also by block. sharex: which axes have one x scale. A strip of no
+    lines has no axes.
     """
-    heights = [inches for rows, lines in blocks for inches in [height] * rows + ([0.15 * lines + 0.1] if lines else [])]
+    own = height if isinstance(height, Sequence) else [height] * len(blocks)
+    heights = []
+    for (rows, lines), inches in zip(blocks, own, strict=True):
+        heights += [inches] * rows + [0.15 * lines + 0.1] * bool(lines)
     figure = Figure(figsize=(width * num_columns, sum(heights) + 1.0))
     ratios = {"height_ratios": heights}
-    axes = figure.subplots(len(heights), num_columns, squeeze=False, sharex="col", gridspec_kw=ratios)
+    axes = figure.subplots(len(heights), num_columns, squeeze=False, sharex=sharex, gridspec_kw=ratios)
     found, top = [], 0
     for rows, lines in blocks:
         strip = axes[top + rows] if lines else np.array([])
@@ -192,22 +211,22 @@ def _draw_line(ax: Axes, cells: pd.DataFrame, x: str, style: Mapping) -> None:
         return
     ax.errorbar(cells[x], cells["mean"], yerr=cells.sd.fillna(0), capsize=2, markersize=4.5, **style)
     stopped = cells[cells.status.str.contains("timeout")]
-    ax.plot(stopped[x], stopped["mean"], **_open(style["marker"], style["color"]))
+    ax.plot(stopped[x], stopped["mean"], **open_marker(style["marker"], style["color"]))
 
 
-def _open(marker: str, colour: str) -> dict:
+def open_marker(marker: str, colour: str) -> dict:
     return {"marker": marker, "linestyle": "none", "markersize": 6, "mfc": "white", "mec": colour, "zorder": 4}
 
 
-def _cross(colour: str) -> dict:
+def cross_marker(colour: str) -> dict:
     return {"marker": "x", "linestyle": "none", "markersize": 5, "markeredgewidth": 1.6, "color": colour, "zorder": 4}
 
 
-def _title(cells: pd.DataFrame) -> str:
+def panel_title(cells: pd.DataFrame) -> str:
     return cells.dataset.iloc[0] + " (made up)" * bool(cells.made_up.iloc[0])
 
 
-def _share_scale(panels: Sequence[Axes]) -> None:
+def share_scale(panels: Sequence[Axes]) -> None:
     """Put panels on one y scale; no metric is below 0."""
     limits = [ax.get_ylim() for ax in panels if ax.lines] or [(0.0, 1.0)]
     low, high = max(0.0, min(low for low, _ in limits)), max(high for _, high in limits)
@@ -216,12 +235,12 @@ def _share_scale(panels: Sequence[Axes]) -> None:
         ax.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _holes(cells: pd.DataFrame, by: str, order: Iterable[str]) -> list[str]:
+def with_holes(cells: pd.DataFrame, by: str, order: Iterable[str]) -> list[str]:
     """Return the lines on which a run has no result, in the given order."""
     return [name for name in order if name in set(cells[by][cells.results < cells.runs])]
 
 
-def _draw_holes(
+def draw_holes(
     panels: Iterable[Axes],
     strips: np.ndarray,
     cells: Iterable[pd.DataFrame],
@@ -240,7 +259,7 @@ def _draw_holes(
         for place, name in enumerate(lines):
             for value in missing[x][missing[by] == name]:
                 at = (value, ax.transData) if np.isfinite(value) else (0.98, ax.get_yaxis_transform())  # no budget
-                ax.plot(at[0], place, transform=at[1], **_cross(styles[name]["color"]))
+                ax.plot(at[0], place, transform=at[1], **cross_marker(styles[name]["color"]))
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.set_yticks(range(len(lines)), lines if ax is strips[0] else [""] * len(lines), fontsize="x-small")
         ax.set_facecolor("0.95")
@@ -308,35 +327,45 @@ def _label_ends(ax: Axes, ends: list[dict], styles: Mapping[str, Mapping], gap: 
         )
 
 
-def _finish(
-    figure: Figure, styles: Mapping[str, Mapping], runs: pd.DataFrame, plotted: pd.DataFrame, wanted: Iterable[str]
+def line_legend(styles: Mapping[str, Mapping]) -> dict[str, Artist]:
+    return {name: Line2D([], [], markersize=4.5, **style) for name, style in styles.items()}
+
+
+def finish(
+    figure: Figure,
+    draw: str,
+    legend: Mapping[str, Artist],
+    runs: pd.DataFrame,
+    plotted: pd.DataFrame,
+    wanted: Iterable[str],
+    notes: Iterable[str] = (),
 ) -> None:
-    """Add the legend above the panels and the footer below them."""
-    lines = {name: Line2D([], [], markersize=4.5, **style) for name, style in styles.items()}
-    if (plotted.results < plotted.runs).any():
-        lines["no result (reason in the csv)"] = Line2D([], [], **_cross("0.3"))
-    if plotted.status.str.contains("timeout").any():
-        lines["stopped by the time limit"] = Line2D([], [], **_open("o", "0.3"))
-    if len(styles) > _FEW:
-        figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, handlelength=3.5)
+    """Add the legend, above the panels or beside them, and the footer below them; `notes` is what else this says."""
+    entries = dict(legend)
+    if any(line.get_marker() == "x" for ax in figure.axes for line in ax.lines):
+        entries["no result (reason in the csv)"] = Line2D([], [], **cross_marker("0.3"))
+    if plotted.status.str.contains("timeout", na=False).any():
+        entries["stopped by the time limit"] = Line2D([], [], **open_marker("o", "0.3"))
+    if len(legend) > _FEW:
+        figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False, handlelength=3.5)
     else:
-        columns = min(len(lines), max(2, int(figure.get_figwidth() / 1.75)))
-        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False)
+        columns = min(len(entries), max(2, int(figure.get_figwidth() / 1.75)))
+        figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
     data = runs[["dataset", "protocol", "made_up"]].drop_duplicates().itertuples(index=False, name=None)
     commits = ", ".join(sorted(runs.commit.unique()))
-    notes = [data_in_words(data), seeds_in_words(runs.seed.unique()), f"commit: {commits}"]
+    footer = [data_in_words(data), seeds_in_words(runs.seed.unique(), draw), f"commit: {commits}", *notes]
     if missing := sorted(set(wanted) - set(runs.method)):
-        notes.append("not run: " + ", ".join(missing))
-    text = fill(" · ".join(notes), width=int(figure.get_figwidth() * 19))
+        footer.append("not run: " + ", ".join(missing))
+    text = fill(" · ".join(footer), width=int(figure.get_figwidth() * 18))
     height = (text.count("\n") + 1.8) * 0.13 / figure.get_figheight()
     figure.text(0.01, 0.05 / figure.get_figheight(), text, fontsize=7, color="0.35", va="bottom")
     figure.set_layout_engine("constrained", rect=(0, height, 1, 1 - height))
 
 
-def _empty(wanted: Iterable[str]) -> Figure:
-    """Return a figure that says what it would need."""
+def empty_figure(wanted: Iterable[str], runs: str = "runs") -> Figure:
+    """Return a figure that says what it would need. runs: of what kind."""
     figure = Figure(figsize=(7, 2))
-    text = fill(f"Nothing to draw: no runs of {', '.join(dict.fromkeys(wanted))}.", width=90)
+    text = fill(f"Nothing to draw: no {runs} of {', '.join(dict.fromkeys(wanted))}.", width=90)
     figure.text(0.5, 0.5, text, ha="center", va="center", color="0.3")
     return figure

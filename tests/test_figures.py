@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from test_report import hole, run_row, runs_table, saved
 
-from c2f import figures
-from c2f.captions import FIGURES
+from c2f.captions import FIGURES, NEEDED_KEYS
 from c2f.errors import ConfigError
-from c2f.figures import ablation, comparison, method_styles, write_figure
+from c2f.figures import ablation, comparison, drawing, method_styles, write_figure
 
 METHODS = ["lightgcn", "short-vectors", "legcf"]
 FAMILIES = [[name] for name in METHODS]
@@ -203,8 +202,12 @@ def test_made_up_data_and_a_single_seed_are_named_in_the_picture(draw, spec, met
     assert figure.axes[0].get_title().startswith("toy (made up)")
 
 
+def test_every_drawing_has_a_caption_and_says_which_keys_it_needs():
+    assert list(FIGURES) == list(NEEDED_KEYS)
+    assert all(inspect.isfunction(drawing(name)) for name in FIGURES)
+
+
 def test_the_caption_lies_beside_the_picture(tmp_path):
-    assert all(inspect.isfunction(vars(figures)[name]) for name in FIGURES)
     write_figure("comparison", COMPARISON | {"caption": "Read me."}, [saved(tmp_path, run_row())], tmp_path / "figure")
     assert (tmp_path / "figure.txt").read_text() == "Read me.\n"
 
@@ -282,11 +285,12 @@ def test_only_the_figure_s_own_seeds_are_drawn(tmp_path):
         ({"metrics": [], "families": [], "methods": []}, "seeds"),
         ({key: value for key, value in COMPARISON.items() if key != "methods"}, "methods"),
         ({key: value for key, value in ABLATION.items() if key != "lines"}, "lines"),
+        (COMPARISON | {"draw": "rank_changes", "metric": "ndcg@20"}, "size"),
     ],
 )
 def test_a_spec_that_lacks_a_key_is_refused_by_its_name(tmp_path, spec, key):
     with pytest.raises(
-        ConfigError, match=rf"the spec of figures\.comparison has no '{key}'; it takes metrics, seeds, "
+        ConfigError, match=rf"the spec of figures\.comparison has no '{key}'; it takes metric.*, seeds, families, "
     ):
         write_figure("comparison", spec, [saved(tmp_path, run_row())], tmp_path / "figure")
 

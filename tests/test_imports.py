@@ -20,12 +20,14 @@ WITHOUT_TORCH = [
     "errors",
     "figures",
     "grid",
+    "inference",
+    "memory_figures",
     "record",
     "report",
     "seeds",
     "serve",
+    "settings",
 ]
-WITHOUT_TORCH += ["settings"]
 
 
 def names(paths):

@@ -28,7 +28,7 @@ GRID = Grid(yaml.safe_load((ROOT / "config/config.yaml").read_text()), ROOT / "w
 @pytest.fixture
 def example(tmp_path, monkeypatch) -> dict:
     """The README's baseline, written where Python finds it; returns its config entry."""
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    code = re.search(r"```python\n([^`]*?class TwoNumbers.*?)```", README, re.DOTALL).group(1)
     (tmp_path / "two_numbers.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     entry = yaml.safe_load(re.search(r"two-numbers: (\{.*\})", README).group(1))
@@ -44,6 +44,16 @@ def test_the_example_of_a_baseline_trains_and_is_evaluated(example, tmp_path):
     assert steps.step("evaluate", run=tmp_path / "run", data=data, output=tmp_path / "run") == 0
 
 
+def test_the_example_of_serving_a_model_runs_as_printed(tmp_path):
+    code = re.search(r"```python\n(from c2f\.serve.*?)```", README, re.DOTALL).group(1)
+    data = steps.prepared(tmp_path)
+    steps.trained(data, steps.resolved(tmp_path), tmp_path / "run")
+    places = re.findall(r'"(results/[^"]*)"', code)
+    found: dict = {}
+    exec(code.replace(places[0], str(tmp_path / "run")).replace(places[1], str(data)), found)
+    assert len(found["items"]) == len(found["scores"]) == 5
+
+
 def test_the_example_is_infeasible_below_two_numbers_a_node(example, tmp_path):
     data = steps.prepared(tmp_path)
     record = steps.trained(data, steps.resolved(tmp_path, "two-numbers", example), tmp_path / "run", "numbers-200")
@@ -54,7 +64,7 @@ def test_the_example_is_infeasible_below_two_numbers_a_node(example, tmp_path):
 @pytest.mark.slow
 def test_the_commands_for_a_new_baseline_check_it_and_list_its_jobs(tmp_path):
     folder = steps.copy_checkout(tmp_path / "checkout", "tests", "pyproject.toml")
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    code = re.search(r"```python\n([^`]*?class TwoNumbers.*?)```", README, re.DOTALL).group(1)
     entry = re.search(r"^    (  two-numbers: .*\n)", README, re.MULTILINE).group(1)
     commands = re.findall(r"^    (pytest .*?|snakemake -n .*?) +# ", README, re.MULTILINE)
     assert len(commands) == 2

@@ -441,10 +441,10 @@ def test_a_grid_has_a_run_for_each_cell_and_those_that_they_start_from():
 @pytest.mark.parametrize("file", CONFIGS)
 def test_a_dry_run_has_as_many_jobs_as_the_grid_has_runs(checkout, file):
     whole = grid(file=file)
-    each = {rule: len(whole.datasets) for rule in ("download", "prepare", "collect")}
+    each = {rule: len(whole.datasets) for rule in ("download", "prepare", "inference", "collect")}
     runs = {"train": len(whole.trained), "evaluate": len(whole.asked)}
     once = {"resolve": len({run.method for run in whole.trained}), "figure": len(whole.figures)}
-    expected = {**each, **runs, **once, "table": 1, "report": 1, "all": 1}
+    expected = {**each, **runs, **once, "table": 1, "memory": 1, "report": 1, "all": 1}
     expected = {rule: count for rule, count in expected.items() if count}
     done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ except C2FError as error:
 
 
 # Its rate limit makes Snakemake 9.27 look for jobs ever more often, in the end all the time: half a core after 200 jobs
-if workflow.local_exec and workflow.scheduling_settings:  # the latter: none in a dry run
+if workflow.local_exec and workflow.scheduling_settings is not None:
     workflow.scheduling_settings.max_jobs_per_timespan = None
 
 
