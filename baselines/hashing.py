@@ -121,6 +121,8 @@ class SharedRows(EmbeddingMethod):
         return LinearForm(len(self.codebook), basis, self.summands, composition=matrix)
 
     def leftover(self, budget):
+        if len(self.codebook) >= self.codes.numel():
+            return "there are as many rows as users and items in each table: more are of no use"
         return self.price(budget, "one more row", 1)
 
     def price(self, budget, what, rows):

@@ -178,6 +178,8 @@ class LEGCF(EmbeddingMethod):
             return f"`num_codes` = {self.params.num_codes} sets its size"
         if share < 1:
             return f"`codebook_share` = {share}: the rest is for the fine codes of the run that starts from it"
+        if len(self.codebook) == len(self.codes):
+            return "there are as many codes as users and items: more are of no use"
         return budget.price("one more code", numbers=dim, nbytes=row_bytes(dim, self.params.storage))
 
     def export(self):

@@ -15,6 +15,9 @@ class ShortVectors(EmbeddingMethod):
     Raises BudgetError below one number per node. Trained and initialised as LightGCN is.
     """
 
+    counted = ("vectors",)
+    kinds = {"vectors": "vectors"}
+
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):
         """storage: of a number, after training in float32; int8: with a float16 scale for each node."""

@@ -183,8 +183,9 @@ class C2FMetaEmbed(EmbeddingMethod):
         with torch.no_grad():
             self.codebook.copy_(as_stored(self.codebook, storage))
             self.weights.copy_(as_stored(self.weights, weight_storage, axis=0))
-            sparse = as_stored(self._sparse_fine(), storage)
-            self.fine.copy_(sparse + threshold * torch.sign(sparse))
+            if storage != "float32":
+                sparse = as_stored(self._sparse_fine(), storage)
+                self.fine.copy_(sparse + threshold * torch.sign(sparse))
         self.bridge_to(self.bridge_codes, as_stored(self.bridge_weights, weight_storage, axis=0))
 
     def bridge_to(self, codes, weights):

@@ -38,8 +38,8 @@ ARTIFACT_INFO = ("status", "reason", "method", "uses", "params", "device", "data
 """What is read of an artifact's info."""
 NO_SHAPE_SHOWS = {"num_layers", "activation"}
 """Parameters that a run must share with the one it starts from; others show in the shapes of its arrays."""
-NOT_TRAINING = ("__init__", "__main__", "captions", "data", "diagnostics", "download", "export", "figures", "grid")
-NOT_TRAINING += ("inference", "memory_figures", "report", "serve")
+NOT_TRAINING = {"__init__", "__main__", "captions", "data", "diagnostics", "download", "export", "figures", "grid"}
+NOT_TRAINING |= {"inference", "memory_figures", "report", "serve"}
 """Modules of this package that cannot change a trained model; an interrupted run is taken up again by the others'."""
 
 
@@ -131,7 +131,7 @@ def train(
         inputs["start"] = sha256_file(start / "artifact.npz")
     decides = {key: value for key, value in dataclasses.asdict(settings).items() if key not in LIMITS}
     given = {name: checksum for name, checksum in inputs.items() if name != "method"}
-    sources = [_engine_sha256(), resolved.source_sha256]
+    sources = [_engine_sha256(), resolved.source_sha256, _decoder_sha256(cls)]
     trained = [given, resolved.uses, resolved.params, sources, decides, budget.name, seed]
     fingerprint = hashlib.sha256(json.dumps(trained).encode()).hexdigest()
     begun = _load_start(start, resolved, stats) if start is not None else None
@@ -316,6 +316,11 @@ def _load_start(folder: Path, resolved: ResolvedMethod, stats: dict) -> Artifact
 def _engine_sha256() -> str:
     modules = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_TRAINING)
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
+
+
+def _decoder_sha256(cls: type[EmbeddingMethod]) -> str:
+    (place,) = decoder_of(cls).values()
+    return sha256_file(Path(sys.modules[place.partition(":")[0]].__file__ or ""))
 
 
 def _start_arrays(artifact: Artifact | None, folder: Path | None) -> dict | None:

@@ -263,6 +263,7 @@ class Sizes:
 
     num_nodes = GOWALLA_NODES
     dim, codes_per_node, num_codes, codebook_share = 128, 2, None, 1.0
+    storage = weight_storage = "float32"
 
     def __init__(self, **changes):
         vars(self).update(changes)

@@ -30,9 +30,10 @@ from baselines.recbole_models import (
     trained_state,
 )
 from c2f.budget import Budget
+from c2f.decoding import propagate
 from c2f.errors import ConfigError, MethodError
 from c2f.evaluate import means, score_users
-from c2f.graph import Graph, propagate
+from c2f.graph import Graph
 from c2f.method import build
 from c2f.settings import from_mapping
 from c2f.train import Trainer, TrainingSettings

@@ -1,5 +1,6 @@
 """Serving: NumPy alone, the evaluator's ranking, clear errors, and what a damaged file does."""
 
+import importlib
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ from steps import ROOT, prepared, resolved, step, trained
 from c2f.decoding import CsrArray, normalised_adjacency
 from c2f.errors import ArtifactError, C2FError, ConfigError, DataError
 from c2f.graph import Graph
+from c2f.method import EmbeddingMethod, decoder_of
 from c2f.record import Artifact, write_npz
 from c2f.serve import Pairs, Reader, ServingData, ServingGraph, top
 
@@ -76,6 +78,18 @@ def test_what_serving_charges_for_the_training_graph_is_what_lies_in_the_file(da
     assert arrays["train_starts"].nbytes + arrays["train_items"].nbytes == 4 * 61 + len(
         pairs.item
     )  # 48 items: a byte each
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "baselines").glob("*.py")), ids=lambda path: path.stem)
+def test_no_method_of_ours_needs_torch_to_be_served_but_recboles(path):
+    module = importlib.import_module(f"baselines.{path.stem}")
+    classes = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    methods = [each for each in classes if issubclass(each, EmbeddingMethod) and not each.__name__.startswith("_")]
+    for cls in methods:
+        if cls.decode is EmbeddingMethod.decode and path.stem in ("hashing", "pruning"):  # a base class
+            continue
+        (place,) = decoder_of(cls).values()
+        assert place.split(":")[0] in ("baselines.decoders", "c2f.decoding") or path.stem == "recbole_models"
 
 
 # Recommending ----------------------------------------------------------------

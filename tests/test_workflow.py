@@ -538,7 +538,8 @@ def update(base: dict, changes: dict) -> dict:
     return merged
 
 
-REPORTS = Counter(["collect", "table", "figure", "report"])
+REPORTS = Counter(["collect", "table", "memory", "figure", "report"])
+SERVED = Counter(["inference"])
 
 
 @pytest.mark.slow
@@ -563,7 +564,7 @@ def test_tables_and_report_name_their_configuration_and_that_its_data_is_made_up
         assert "blocks (made up, protocol given)" in text
     (finished / "other.yaml").write_text(yaml.safe_dump(TINY))
     again = jobs(dry_run(finished, "all", "--configfile", "other.yaml"))
-    assert Counter(job["rule"] for job in again) == Counter(["table", "report", "all"])
+    assert Counter(job["rule"] for job in again) == Counter(["table", "memory", "report", "all"])
 
 
 @pytest.mark.slow
@@ -598,19 +599,22 @@ def test_touching_a_file_reruns_nothing(finished):
 @pytest.mark.slow
 def test_editing_a_method_retrains_it_and_nothing_else(finished, edit):
     edit("baselines/hashing.py")
-    assert rerun(finished) == REPORTS + Counter(["resolve hashing", "train hashing", "evaluate hashing"])
+    assert rerun(finished) == REPORTS + SERVED + Counter(["resolve hashing", "train hashing", "evaluate hashing"])
 
 
 @pytest.mark.slow
 def test_editing_a_method_retrains_what_starts_from_it(finished, edit):
     edit("baselines/legcf.py")
-    assert rerun(finished) == REPORTS + Counter(["resolve c2f-coarse", "train c2f-coarse", "train c2f", "evaluate c2f"])
+    again = Counter(["resolve c2f-coarse", "train c2f-coarse", "train c2f", "evaluate c2f"])
+    assert rerun(finished) == REPORTS + SERVED + again
 
 
 @pytest.mark.slow
 def test_changing_a_parameter_retrains_that_method_alone(finished):
     changed = {"methods": {"hashing": {"params": {"dim": 16}}}}
-    assert rerun(finished, changed) == REPORTS + Counter(["resolve hashing", "train hashing", "evaluate hashing"])
+    assert rerun(finished, changed) == REPORTS + SERVED + Counter(
+        ["resolve hashing", "train hashing", "evaluate hashing"]
+    )
 
 
 @pytest.mark.slow
@@ -637,8 +641,9 @@ def test_another_output_shares_the_data_and_leaves_the_runs_of_this_one(finished
 
 
 @pytest.mark.slow
-def test_editing_the_evaluation_trains_nothing(finished, edit):
-    edit("c2f/evaluate.py")
+@pytest.mark.parametrize("file", ["c2f/evaluate.py", "baselines/decoders.py"])
+def test_editing_the_evaluation_trains_nothing(finished, edit, file):
+    edit(file)
     again = rerun(finished)
     assert again["evaluate hashing"] == 1
     assert not [job for job in again if job.startswith(("train", "resolve", "prepare"))]
@@ -650,7 +655,7 @@ def test_adding_a_method_trains_only_its_runs(finished):
         "methods": {"mine": {"like": "hashing", "params": {"dim": 4}}},
         "grid": {"methods": [*TINY["grid"]["methods"], "mine"]},
     }
-    assert rerun(finished, added) == REPORTS + Counter(["resolve mine", "train mine", "evaluate mine"])
+    assert rerun(finished, added) == REPORTS + SERVED + Counter(["resolve mine", "train mine", "evaluate mine"])
 
 
 @pytest.mark.slow

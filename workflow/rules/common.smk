@@ -36,6 +36,12 @@ if workflow.local_exec and workflow.scheduling_settings is not None:
     workflow.scheduling_settings.max_jobs_per_timespan = None
 
 
+READING = (
+    "baselines.decoders",
+    "c2f.decoding",
+)  # what makes vectors of an artifact
+
+
 def made_by():
     """Return the command that makes the tables and the report, whatever the number of cores."""
     chosen = workflow.overwrite_configfiles or ["config/config.yaml"]

@@ -5,7 +5,7 @@ rule inference:
             f"{folder}/artifact.npz" for folder in GRID.folders(wildcards.dataset)
         ],
         serving="results/data/{dataset}/serving.npz",
-        code=[module_file(name) for name in ("c2f.inference", "c2f.serve")],
+        code=[module_file(name) for name in ("c2f.inference", "c2f.serve", *READING)],
     output:
         "<output>/tables/inference-{dataset}.csv",
     log:

@@ -60,7 +60,9 @@ rule evaluate:
             "test.parquet",
             "stats.json",
         ),
-        code=[module_file("c2f.evaluate"), module_file("c2f.diagnostics")],
+        code=[
+            module_file(name) for name in ("c2f.evaluate", "c2f.diagnostics", *READING)
+        ],
     output:
         users="<output>/runs/{dataset}/{method}/{budget}/{seed}/per_user.parquet",
         metrics="<output>/runs/{dataset}/{method}/{budget}/{seed}/metrics.json",
