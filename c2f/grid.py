@@ -361,8 +361,10 @@ def _entry(methods: dict, name: str) -> Entry:
     for ancestor in reversed(lineage):
         merged = _merge(merged, methods[ancestor])
     if "uses" not in merged:
+        known = sorted(other for other, entry in methods.items() if "uses" in entry or "like" in entry)
         raise ConfigError(
-            f"methods.{name} names no class; give it `uses: package.module:Class`, or `like:` another entry"
+            f"methods.{name} names no class; give it `uses: package.module:Class`, or `like:` another entry; "
+            f"or is it one that is there: {did_you_mean(name, known)}"
         )
     starts_from = merged.get("starts_from")
     budgets = merged.get("budgets")
