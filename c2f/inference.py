@@ -24,6 +24,7 @@ NO_MODEL, NOT_ALONE = "no model", "needs its library"
 K = 20
 SECONDS = 600
 """After so long a measurement is given up."""
+KILLED = -9  # by the kernel, out of memory
 ONE_CORE = dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"], "1")
 
 
@@ -49,7 +50,7 @@ def _in_its_own_process(run: Path, data: Path, num_users: int, memory_limit: int
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         return json.loads(lines[-1])
-    if "MemoryError" in done.stderr or "Unable to allocate" in done.stderr or done.returncode < 0:
+    if "MemoryError" in done.stderr or "needs more memory" in done.stderr or done.returncode == KILLED:
         return {"status": "oom", "reason": f"more than {memory_limit:,} bytes beyond Python's own"}
     raise DataError(f"{run} could not be measured: {done.stderr.strip()[-2000:]}")
 

@@ -22,7 +22,7 @@ from c2f.decoding import CsrArray, normalised_adjacency, propagate
 from c2f.errors import ArtifactError, ConfigError, DataError
 from c2f.record import Artifact
 
-DAMAGES = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, TypeError, ValueError)
+DAMAGES = (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a decoder may raise of arrays or parameters that are not those it was written for."""
 SCORES_AT_ONCE = 2**22
 """Scores in one block of users: 16 MB."""
@@ -158,6 +158,10 @@ class Reader:
             users, items = _vectors(artifact, decoder, serving)
         except ModuleNotFoundError as error:
             raise ArtifactError(f"{path} cannot be served here: {error}; install what {info['uses']} needs") from None
+        except MemoryError:
+            raise ArtifactError(
+                f"{path} needs more memory than there is; serve a smaller model, or raise the limit"
+            ) from None
         except DAMAGES as error:
             raise ArtifactError(
                 f"{path} does not hold what its method needs ({type(error).__name__}: {error}); train the run again"
