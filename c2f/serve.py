@@ -154,7 +154,7 @@ class Reader:
             if status not in ("ok", "timeout"):
                 raise ArtifactError(f"{path} holds no model: the run ended as {status}: {info['reason']}")
             if "scorer" in decoder:
-                return cls(_scorer(artifact, data, path), serving, info, None)
+                return cls(_scorer(artifact, Path(data), path), serving, info, None)
             users, items = _vectors(artifact, decoder, serving)
         except ModuleNotFoundError as error:
             raise ArtifactError(f"{path} cannot be served here: {error}; install what {info['uses']} needs") from None
