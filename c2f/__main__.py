@@ -233,7 +233,9 @@ def recommend(
     reader = Reader.open(artifact, data)
     names = reader.data.names()
     if user not in names["user"]:
-        raise ConfigError(f"there is no user {user!r}; the rows `user,...` of {data / 'ids.csv'} end in all their names")
+        raise ConfigError(
+            f"there is no user {user!r}; the rows `user,...` of {data / 'ids.csv'} end in all their names"
+        )
     items, scores = reader.recommend(names["user"].index(user), k)
     print(f"{reader.info['method']} on {reader.info['dataset']}, user {user}")
     width = max([4, *(len(names["item"][item]) for item in items)])
