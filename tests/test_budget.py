@@ -115,20 +115,10 @@ def test_a_footprint_written_out():
     assert footprint.numbers == 3 * 2
     assert footprint.stored == 24 + 10 + 40 + 16
     assert footprint.serving == 90 + 30  # the training graph is cheaper than the cached table
-    assert footprint.parts["codes"] == {
-        "shape": [5, 2],
-        "dtype": "|u1",
-        "bytes": 10,
-        "kind": "indices",
-        "counted": False,
-    }
-    assert footprint.parts["codebook"] == {
-        "shape": [3, 2],
-        "dtype": "<f4",
-        "bytes": 24,
-        "kind": "vectors",
-        "counted": True,
-    }
+    parts = {name: tuple(part.values()) for name, part in footprint.parts.items()}
+    assert list(footprint.parts["codes"]) == ["shape", "dtype", "bytes", "kind", "counted"]
+    assert parts["codes"] == ([5, 2], "|u1", 10, "indices", False)
+    assert parts["codebook"] == ([3, 2], "<f4", 24, "vectors", True)
     assert footprint.spent(Budget.parse("bytes-1MB")) == 90
     assert footprint.spent(Budget.parse("numbers-1")) == 6
 
