@@ -69,7 +69,7 @@ class Grid:
         self.output: str = config["output"]
         self.ks: list[int] = config["evaluation"]["ks"]
         self.serving: dict = config["evaluation"]["serving"]
-        self.memory_limit = parse_bytes(self.serving["memory_limit"], "evaluation.serving.memory_limit")
+        parse_bytes(self.serving["memory_limit"], "evaluation.serving.memory_limit")
         self.datasets: list[str] = config["grid"]["datasets"]
         self.methods: list[str] = config["grid"]["methods"]
         self.budgets = _check_budgets(config["grid"]["budgets"], "grid.budgets")
