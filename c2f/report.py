@@ -379,9 +379,9 @@ def memory_sections(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFram
         text["why not more"] = sized.leftover.fillna("")
         yield str(dataset), "requested and achieved, in the budget's unit", text
         kinds = [kind for kind in KINDS if rows[kind].any()]
-        unit, stored = in_one_unit(rows.stored_bytes)
-        text = names.assign(**{kind: _amounts(rows[kind], unit) for kind in kinds}, stored=stored)
-        text["serving"] = _amounts(rows.serving_bytes, unit)
+        unit, _ = in_one_unit(rows.stored_bytes)
+        columns = dict(zip(kinds, kinds, strict=True)) | {"stored": "stored_bytes", "serving": "serving_bytes"}
+        text = names.assign(**{title: _amounts(rows[column], unit) for title, column in columns.items()})
         yield str(dataset), f"where the stored bytes are ({unit})", text
         served = rows[rows.file_bytes.notna()]
         text = served[["method", "budget"]].copy()
@@ -650,7 +650,7 @@ dd, td { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 td:last-child { white-space: normal; min-width: 6rem; }
-th { background: var(--mark); } .n { text-align: right; }
+th { background: var(--mark); white-space: normal; vertical-align: bottom; } .n { text-align: right; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 pre { overflow-x: auto; font-size: .75rem; background: var(--mark); padding: .75rem; border-radius: 6px; }
 </style>
