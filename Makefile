@@ -14,7 +14,7 @@ install: .venv/installed
 	touch $@
 
 run: install
-	snakemake --cores $(CORES) --rerun-incomplete all --configfile config/smoke.yaml
+	snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs all --configfile config/smoke.yaml
 	@echo "Done: open results/smoke/report.html"
 
 lint: install

@@ -719,7 +719,7 @@ def load_pairs(path: Path, stats: Mapping) -> Interactions:
         hint = did_you_mean(path.stem, stats["sha256"])
         raise DataError(f"{path}: stats.json has no checksum for {path.stem!r}; {hint}")
     try:
-        table = pq.read_table(pa.BufferReader(_read_prepared(path)), columns=["user", "item"])
+        table = read_parquet(pa.BufferReader(_read_prepared(path)), ["user", "item"])
         user, item = (table[column].to_numpy() for column in ("user", "item"))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path} is truncated or changed: {error}; {again}") from error
@@ -727,6 +727,14 @@ def load_pairs(path: Path, stats: Mapping) -> Interactions:
     if pairs.sha256() != expected:
         raise DataError(f"{path} is truncated or changed: it does not match the checksum in stats.json; {again}")
     return pairs
+
+
+def read_parquet(source, columns: list[str] | None = None) -> pa.Table:
+    """Return a Parquet file's table, read without Arrow's threads.
+
+    They may still hold what they read when the interpreter ends, and abort the process (apache/arrow#33975).
+    """
+    return pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
 
 
 def _read_prepared(path: Path) -> bytes:

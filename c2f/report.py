@@ -13,7 +13,7 @@ import pandas as pd
 
 from c2f.budget import KINDS, Budget, Footprint
 from c2f.captions import COLUMNS, TABLE_METRICS, data_in_words, metric_in_words
-from c2f.data import load_stats
+from c2f.data import load_stats, read_parquet
 from c2f.errors import DataError
 from c2f.inference import COLUMNS as SERVING_COLUMNS
 from c2f.record import read_json, write_atomically
@@ -169,7 +169,9 @@ def read_runs(paths: Iterable[Path], *, starts: bool = False) -> pd.DataFrame:
 
     Raises DataError for a table that is missing, damaged or of another kind.
     """
-    tables = [_read_table(pd.read_parquet, path, _RUNS_COLUMNS, "collect") for path in paths]
+    tables = [
+        _read_table(lambda path: read_parquet(path).to_pandas(), path, _RUNS_COLUMNS, "collect") for path in paths
+    ]
     runs = pd.concat(tables, ignore_index=True)
     return runs[(runs.role == "start") == starts].reset_index(drop=True)
 
