@@ -1,9 +1,9 @@
-# make install: the environment in .venv; make run: the smoke grid, figures and report in results/smoke/; make test: everything CI checks, the smoke grid included.
+# make install: the environment in .venv; make run: the smoke grid, figures and report in results/smoke/; make test: everything CI checks, the smoke grid included; make bench: speed and growth at gowalla's size.
 PYTHON ?= python3.11
 CORES ?= 2
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: install run lint test
+.PHONY: install run lint test bench
 
 install: .venv/installed
 
@@ -26,3 +26,6 @@ lint: install
 
 test: lint run  # a thread per worker: more would wait for each other
 	OMP_NUM_THREADS=1 pytest -q -n $(CORES) --dist loadfile
+
+bench: install  # alone on the machine; see benchmarks/README.md
+	python benchmarks/bench.py --sizes gowalla x1 x2 x4 x8 --threads $(CORES) --output results/bench
