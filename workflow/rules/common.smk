@@ -31,9 +31,11 @@ except C2FError as error:
     sys.exit(2)
 
 
-# Its rate limit makes Snakemake 9.27 look for jobs ever more often, in the end all the time: half a core after 200 jobs
-if workflow.local_exec and workflow.scheduling_settings is not None:
-    workflow.scheduling_settings.max_jobs_per_timespan = None
+# With a rate limit, its default, every finished job makes Snakemake 9.27 look for jobs once more in each second from then
+# on: a quarter of a core after 200 jobs. The limit is there only when the jobs start.
+onstart:
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
 
 
 READING = (
