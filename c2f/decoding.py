@@ -229,8 +229,10 @@ def expanded_adjacency(adjacency, assignment, bridge=None):
 def propagate(x, adjacency, num_layers: int):
     """Return the mean of A^l x over l = 0..num_layers, in Horner form (one running sum, METHODS.md 1.3).
 
-    x: (N, d) ndarray or tensor; adjacency: (N, N) csr_array, CsrArray or c2f.ops.SparseMatrix.
+    x: (N, d) ndarray or tensor; adjacency: (N, N) csr_array, CsrArray or c2f.ops.SparseMatrix, which has a faster way.
     """
+    if hasattr(adjacency, "propagate"):
+        return adjacency.propagate(x, num_layers)
     total = x
     for _ in range(num_layers):
         total = adjacency @ total + x

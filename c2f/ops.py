@@ -11,18 +11,36 @@ from c2f import kernels
 
 
 class SparseMatrix:
-    """A constant sparse matrix on a device; `matrix @ x` is differentiable in x and saves no activations.
+    """A constant sparse matrix on a device; products with it are differentiable in x and save no activations.
 
     The transpose needed backward is prepared once; a symmetric matrix is its own.
     """
 
     def __init__(self, matrix: sp.csr_array, device: torch.device | str = "cpu", symmetric: bool = False):
-        self.shape = matrix.shape
+        self.shape, self._device = matrix.shape, device
         self._forward = _Csr(matrix, device)
         self._backward = self._forward if symmetric else _Csr(matrix.T.tocsr(), device)
 
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         return _Product.apply(x, self._forward, self._backward)
+
+    def propagate(self, x: torch.Tensor, num_layers: int) -> torch.Tensor:
+        """Return the mean of A^l x over l = 0..num_layers for this A (N, N) and x (N, d): see decoding.propagate."""
+        return _Propagation.apply(x, self._forward, self._backward, num_layers)
+
+    def gram(self) -> "SparseMatrix":
+        """Return the (m * m, n) matrix that makes of weights (n, 1) the numbers of A^T diag(weights) A, for A (n, m).
+
+        It has an entry for every pair of entries in a row of A.
+        """
+        indptr, indices, data = self._forward.arrays
+        num_rows, num_columns = self.shape
+        squares = np.diff(indptr) ** 2
+        row = np.repeat(np.arange(num_rows), squares)  # of every pair
+        pair = np.arange(len(row)) - np.repeat(np.cumsum(squares) - squares, squares)  # counted from the row's first
+        one, other = (indptr[row] + part for part in np.divmod(pair, np.diff(indptr)[row]))
+        entries = (data[one] * data[other], (indices[one].astype(np.int64) * num_columns + indices[other], row))
+        return SparseMatrix(sp.csr_array(entries, shape=(num_columns**2, num_rows)), self._device)
 
 
 class _Product(torch.autograd.Function):
@@ -36,11 +54,23 @@ class _Product(torch.autograd.Function):
         return ctx.transposed.multiply(gradient), None, None
 
 
+class _Propagation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, matrix, transposed, num_layers):
+        ctx.transposed, ctx.num_layers = transposed, num_layers
+        return matrix.propagate(x, num_layers)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        # Outside the batch's rows it is 0: the first product reads no more than these.
+        return ctx.transposed.propagate(gradient, ctx.num_layers, mostly_zero=True), None, None, None
+
+
 class _Csr:
     """Float32 values and int32 indices on a device, multiplied in the fastest way there."""
 
     def __init__(self, matrix: sp.csr_array, device):
-        self._arrays = (
+        self.arrays = (
             matrix.indptr.astype(np.int32, copy=False),
             matrix.indices.astype(np.int32, copy=False),
             matrix.data.astype(np.float32, copy=False),
@@ -48,7 +78,7 @@ class _Csr:
         self._chunks = kernels.balanced_chunks(matrix.indptr)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse")  # "beta state" and "invariant checks"
-            indptr, indices, data = map(torch.from_numpy, self._arrays)
+            indptr, indices, data = map(torch.from_numpy, self.arrays)
             self._tensor = torch.sparse_csr_tensor(indptr, indices, data, size=matrix.shape).to(device)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,9 +88,34 @@ class _Csr:
         x = x.contiguous()
         if x.device.type != "cpu":
             return self._tensor @ x
-        if x.shape[1] in kernels.WIDTHS and x.dtype == torch.float32:
-            return torch.from_numpy(kernels.multiply(*self._arrays, self._chunks, x.detach().numpy()))
+        if compiled_for(x):
+            return torch.from_numpy(kernels.multiply(*self.arrays, self._chunks, x.detach().numpy()))
         return torch.sparse.mm(self._tensor, x, "sum")  # up to four times as fast as the plain product
+
+    def propagate(self, x: torch.Tensor, num_layers: int, mostly_zero: bool = False) -> torch.Tensor:
+        """Return the mean of A^l x over l = 0..num_layers, outside autograd. mostly_zero: whether rows of x (N, d) are.
+
+        Compiled, a row's sum starts at x, and the last layer divides: no pass over (N, d) beside the products.
+        """
+        if num_layers == 0 or not compiled_for(x):
+            total = x
+            for _ in range(num_layers):
+                total = self.multiply(total).add_(x)
+            return total / (num_layers + 1)
+        if x.shape[0] != self._tensor.shape[1]:
+            raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
+        start = x.detach().contiguous().numpy()
+        nonzero = kernels.nonzero_rows(start) if mostly_zero else None
+        sums = start
+        for layer in range(num_layers):
+            scale = 1 / (num_layers + 1) if layer == num_layers - 1 else 1.0
+            sums = kernels.multiply(*self.arrays, self._chunks, sums, start, scale, nonzero if layer == 0 else None)
+        return torch.from_numpy(sums)
+
+
+def compiled_for(x: torch.Tensor) -> bool:
+    """Return whether c2f.kernels serve a table (n, d): float32 of some widths, on a processor."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] in kernels.WIDTHS
 
 
 def soft_threshold(x: torch.Tensor, threshold) -> torch.Tensor:

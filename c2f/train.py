@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from c2f import kernels
+from c2f.adam import Adam
 from c2f.data import Interactions
 from c2f.errors import ConfigError, DivergedError
 from c2f.evaluate import DotProducts, means, score_users
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, LinearForm, TrainingGraph
+from c2f.ops import compiled_for
 from c2f.partition import partition
 from c2f.record import ZIP_ERRORS, write_atomically
 from c2f.sampling import TripleSampler
@@ -112,7 +115,7 @@ class Trainer:
         self.timed_out = False
         self._partitions, self._progress = partitions, progress
         self._checkpoint, self._fingerprint = checkpoint, fingerprint
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: Adam | torch.optim.Optimizer | None = None
         self._spent = 0.0  # seconds of earlier, interrupted processes
         self._started = time.perf_counter()
         self._last_checkpoint = time.perf_counter()
@@ -235,7 +238,7 @@ class Trainer:
             return
         current = self._optimizer.param_groups[0]["params"] if self._optimizer is not None else []
         if [id(parameter) for parameter in current] != [id(parameter) for parameter in parameters]:
-            self._optimizer = torch.optim.Adam(parameters, lr=self.settings.lr)
+            self._optimizer = Adam(parameters, self.settings.lr)
 
     def _finished(self, report: StageReport, since_best: int, max_epochs: int) -> bool:
         if report.stopped_by:
@@ -258,7 +261,7 @@ class Trainer:
         assert optimizer is not None
         for batch, first in enumerate(range(0, len(user), size)):
             rows = slice(first, first + size)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss = step.loss(user[rows], positive[rows], negative[rows])
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -372,10 +375,13 @@ class _Step:
 
     def collapse(self, form: LinearForm | None) -> None:
         """Use the collapsed form from now on, or the graph where it is None; the loss is the same."""
-        self.form = form
+        self.form, self.gram = form, None
         if form is not None:
             with torch.no_grad():
                 self.basis, self.offset = form.basis()
+                table_size = self.graph.num_nodes * form.rows().shape[1]
+            if self.settings.l2 and form.composition is not None and form.num_rows**2 <= table_size:
+                self.gram = form.composition.gram()
 
     @property
     def collapsed(self) -> bool:
@@ -390,30 +396,53 @@ class _Step:
     def loss(self, user: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
         """Return the scalar loss of a batch of triples (B,) int32."""
         nodes = torch.cat([user, positive + self.graph.num_users, negative + self.graph.num_users])  # (3B,)
+        counts = torch.bincount(nodes, minlength=self.graph.num_nodes)  # of every node in the batch (N,)
         if self.form is None:
             embeddings = self.method.embed(self.graph)
-            ego, final, places = embeddings.ego, embeddings.final, nodes
+            shown, final, places = embeddings.ego, embeddings.final, nodes
         else:
-            ego, final, places = self._collapsed(self.form, nodes)
+            shown = self.form.rows()
+            final, places = self._collapsed(shown, nodes, counts)
         margin = triple_margins(final, *places.chunk(3))
         bias = self.method.item_bias
         if bias is not None:
             margin = margin + bias[positive] - bias[negative]
         loss = torch.nn.functional.softplus(-margin).mean()
-        if self.settings.l2 and ego is not None and ego.requires_grad:
-            counts = torch.bincount(nodes, minlength=len(ego)).to(ego.dtype)
-            loss = loss + self.settings.l2 / (2 * len(user)) * torch.dot(ego.square().sum(dim=1), counts)
+        squares = self._squares(shown, counts) if self.settings.l2 else None
+        if squares is not None:
+            loss = loss + self.settings.l2 / (2 * len(user)) * squares
         penalty = self.method.penalty(user, positive, negative)
         return loss if penalty is None else loss + penalty
 
-    def _collapsed(self, form: LinearForm, nodes: torch.Tensor):
-        """Return ego (N, d) or None, final rows of the batch's nodes (or of all), and each node's place among them."""
-        rows, basis, offset, places = form.rows(), self.basis, self.offset, nodes
-        if len(nodes) < self.graph.num_nodes:
-            distinct, places = torch.unique(nodes, return_inverse=True)
-            basis, offset = basis[distinct], None if offset is None else offset[distinct]
-        final = basis @ rows if offset is None else torch.addmm(offset, basis, rows)
-        return (None if form.composition is None else form.composition @ rows), final, places
+    def _collapsed(self, rows: torch.Tensor, nodes: torch.Tensor, counts: torch.Tensor):
+        """Return final rows of the batch's nodes (or of all) from those of the codebook, and each node's place."""
+        basis, offset, places = self.basis, self.offset, nodes
+        distinct = counts.nonzero()[:, 0]
+        if len(distinct) < 0.9 * self.graph.num_nodes:  # else gathering costs more than it saves
+            places = (counts > 0).cumsum(0)[nodes] - 1
+            basis = basis.index_select(0, distinct)
+            offset = None if offset is None else offset.index_select(0, distinct)
+        return (basis @ rows if offset is None else torch.addmm(offset, basis, rows)), places
+
+    def _squares(self, shown: torch.Tensor | None, counts: torch.Tensor) -> torch.Tensor | None:
+        """Return the sum of the squared norms of the layer-0 rows, each `counts` times; None where these are constant.
+
+        counts: (N,), of every node; shown: the layer-0 table (N, d), or the rows M (m, d) of which the collapsed form
+        composes it as S M: there the sum is tr(M^T K M), K = S^T diag(counts) S, and no (N, d) table is made.
+        """
+        if shown is None or not shown.requires_grad:
+            return None
+        if self.gram is not None:
+            gram = (self.gram @ counts.to(shown.dtype)[:, None]).view(len(shown), len(shown))
+            return (shown * (gram @ shown)).sum()
+        if self.form is None:
+            ego = shown
+        elif self.form.composition is None:
+            return None
+        else:
+            ego = self.form.composition @ shown
+        distinct = counts.nonzero()[:, 0]
+        return torch.dot(ego.index_select(0, distinct).square().sum(dim=1), counts[distinct].to(shown.dtype))
 
 
 class _TripleMargins(torch.autograd.Function):
@@ -422,11 +451,16 @@ class _TripleMargins(torch.autograd.Function):
     @staticmethod
     def forward(ctx, final, user, positive, negative):
         ctx.save_for_backward(final, user, positive, negative)
+        if compiled_for(final):
+            return torch.from_numpy(kernels.triple_margins(*_arrays(final, user, positive, negative)))
         return (final[user] * (final[positive] - final[negative])).sum(dim=1)
 
     @staticmethod
     def backward(ctx, gradient):
         final, user, positive, negative = ctx.saved_tensors
+        if compiled_for(final):
+            found = kernels.triple_gradient(*_arrays(gradient, final, user, positive, negative))
+            return torch.from_numpy(found), None, None, None
         by = gradient[:, None]
         result = torch.zeros_like(final)
         of_user = final[user] * by
@@ -434,6 +468,13 @@ class _TripleMargins(torch.autograd.Function):
         result.index_add_(0, positive, of_user)
         result.index_add_(0, negative, -of_user)
         return result, None, None, None
+
+
+def _arrays(*tensors) -> list[np.ndarray]:
+    """Return floats as they are and node ids as int32, in C order."""
+    return [
+        (tensor if tensor.is_floating_point() else tensor.int()).detach().contiguous().numpy() for tensor in tensors
+    ]
 
 
 def triple_margins(final: torch.Tensor, user, positive, negative) -> torch.Tensor:

@@ -85,6 +85,47 @@ def test_propagation_is_the_mean_of_the_dense_powers(num_layers, blocks):
     np.testing.assert_allclose(propagate(torch.from_numpy(x), operator, num_layers), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("width", [3, *kernels.WIDTHS])
+def test_fused_propagation_and_its_gradient_are_the_sum_of_dense_powers_also_where_most_rows_are_unused(
+    width, symmetric, num_layers
+):
+    matrix = random_sparse((9, 9))
+    matrix = (matrix + matrix.T).tocsr() if symmetric else matrix
+    x = torch.randn(9, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.randn(9, width, generator=torch.Generator().manual_seed(1))
+    weight[[0, 2, 3, 5, 8]] = 0  # rows outside the batch
+    dense, total, layer = torch.from_numpy(matrix.toarray()), x, x
+    for _ in range(num_layers):
+        layer = dense @ layer
+        total = total + layer
+    ours = propagate(x, SparseMatrix(matrix, symmetric=symmetric), num_layers)
+    torch.testing.assert_close(ours, total / (num_layers + 1))
+    of_ours, of_dense = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, total / (num_layers + 1)))
+    torch.testing.assert_close(of_ours, of_dense)
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_propagation_refuses_a_table_of_other_rows(rows):
+    with pytest.raises(ValueError, match=r"shape \(5, 5\) cannot propagate"):
+        propagate(torch.ones(rows, kernels.WIDTHS[0]), SparseMatrix(sp.csr_array((5, 5))), 2)
+
+
+def test_rows_of_zeros_are_found_and_nan_is_no_zero():
+    x = np.zeros((4, 3), dtype=np.float32)
+    x[1, 2], x[2, 0], x[3] = 1e-30, np.nan, -0.0
+    assert kernels.nonzero_rows(x).tolist() == [False, True, True, False]
+
+
+def test_the_gram_of_weighted_rows_is_that_of_the_dense_matrix_also_with_empty_rows():
+    matrix = random_sparse((20, 4))
+    assert (np.diff(matrix.indptr) == 0).any()
+    weights = torch.rand(20, 1, generator=torch.Generator().manual_seed(0))
+    expected = matrix.toarray().T @ (weights.numpy() * matrix.toarray())
+    np.testing.assert_allclose((SparseMatrix(matrix).gram() @ weights).view(4, 4), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("width", [3, *kernels.WIDTHS])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_sparse_product_and_its_gradient_are_those_of_the_dense_one(symmetric, width):

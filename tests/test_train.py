@@ -4,18 +4,23 @@ import dataclasses
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from baselines.lightgcn import LightGCN
-from c2f import train
+from c2f import kernels, train
+from c2f.adam import Adam
 from c2f.budget import Budget
+from c2f.codebook import assignment_matrix
+from c2f.decoding import propagate
 from c2f.errors import ConfigError, DataError, DivergedError
 from c2f.evaluate import DotProducts, means, score_users
-from c2f.method import build
+from c2f.method import LinearForm, build
+from c2f.ops import SparseMatrix
 from c2f.train import Trainer, TrainingSettings, _Step, pick_device, triple_margins
 
 FAST = TrainingSettings(lr=0.05, batch_size=256, max_epochs=4, evaluate_every=2, device="cpu")
@@ -39,17 +44,17 @@ def equal(one: dict, other: dict) -> bool:
 
 
 @pytest.fixture
-def at_step():
+def at_step(monkeypatch):
     """Functions appended to this list are called with the optimiser before every step."""
     calls = []
 
-    def hook(optimizer, *_):
+    def hooked(optimizer, step=Adam.step):
         for call in calls:
             call(optimizer)
+        step(optimizer)
 
-    handle = register_optimizer_step_pre_hook(hook)
-    yield calls
-    handle.remove()
+    monkeypatch.setattr(Adam, "step", hooked)
+    return calls
 
 
 # The loss --------------------------------------------------------------------
@@ -88,6 +93,59 @@ def test_the_margins_of_triples_have_the_gradient_of_the_plain_formula_also_for_
     torch.testing.assert_close(
         triple_margins(table, user, positive, negative)[1], table[0] @ table[3] - table[0] @ table[4]
     )
+
+
+@pytest.mark.parametrize("width", kernels.WIDTHS)
+def test_compiled_margins_are_the_plain_formula_and_two_runs_give_the_same_bytes(width):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(30, width, generator=generator, requires_grad=True)
+    user, positive, negative = torch.randint(30, (3, 400), generator=generator, dtype=torch.int32)  # much repeated
+    by = torch.randn(400, generator=generator)
+    plain = (table[user] * table[positive]).sum(dim=1) - (table[user] * table[negative]).sum(dim=1)
+    (expected,) = torch.autograd.grad(plain @ by, table)
+    runs = []
+    for ids in ((user, positive, negative), (user.long(), positive.long(), negative.long())):
+        margins = triple_margins(table, *ids)
+        (gradient,) = torch.autograd.grad(margins @ by, table)
+        torch.testing.assert_close(margins, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-4)
+        runs.append(margins.detach().numpy().tobytes() + gradient.numpy().tobytes())
+    assert runs[0] == runs[1]
+
+
+class Composed(LightGCN):
+    """Table = S W with a fixed sparse S of two entries a row and six rows W: trained collapsed where that is asked."""
+
+    def __init__(self, num_nodes, params):
+        super().__init__(6, params)
+        generator = np.random.default_rng(0)
+        columns = np.argsort(generator.random((num_nodes, 6)), axis=1)[:, :2]
+        self.assignment = SparseMatrix(assignment_matrix(columns, generator.random((num_nodes, 2)), 6))
+
+    def table(self):
+        return self.assignment @ self.vectors
+
+    def linear_form(self, graph):
+        def basis():
+            return propagate(self.assignment @ torch.eye(6), graph.operator, self.params.num_layers), None
+
+        return LinearForm(6, basis, lambda: self.vectors, composition=self.assignment)
+
+
+@pytest.mark.parametrize("by_gram", [True, False])
+def test_l2_of_the_collapsed_form_is_that_of_the_composed_table(blocks, by_gram):
+    trainer, method = make(blocks, cls=Composed, l2=5.0)
+    step, found = _Step(method, trainer.graph, trainer.settings), []
+    batch = [torch.tensor(ids, dtype=torch.int32) for ids in ([0, 0, 3], [2, 4, 5], [1, 1, 6])]
+    for form in (None, method.linear_form(trainer.graph)):
+        step.collapse(form)
+        if form is not None:
+            assert step.gram is not None  # 6 * 6 numbers for 80 * 4
+            step.gram = step.gram if by_gram else None  # as where there are many rows
+        loss = step.loss(*batch)
+        found.append((loss, torch.autograd.grad(loss, method.vectors)[0]))
+    for through_graph, collapsed in zip(*found, strict=True):
+        torch.testing.assert_close(collapsed, through_graph, rtol=1e-5, atol=1e-6)
 
 
 class WithPenalty(LightGCN):
@@ -304,6 +362,40 @@ def test_another_choice_of_trained_parameters_gets_a_fresh_optimiser(blocks, at_
     assert method.extra.item() < 0
 
 
+# The optimiser ---------------------------------------------------------------
+
+
+def test_adam_moves_the_weights_as_torch_does_also_where_some_have_no_gradient_and_after_a_reload():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(7, 3, generator=generator), torch.randn(5, generator=generator), torch.ones(2)]
+    ours, theirs = ([torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    optimizers = [Adam(ours, 0.01), torch.optim.Adam(theirs, lr=0.01)]
+    for number in range(50):
+        if number == 20:
+            state = optimizers[0].state_dict()
+            optimizers[0] = Adam(ours, 0.01)
+            optimizers[0].load_state_dict(state)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for one, other in zip(ours[: 1 + number % 2], theirs, strict=False):  # the second at every other step
+            one.grad = torch.randn(one.shape, generator=generator) * 10.0 ** (number % 5 - 3)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(ours[2], torch.ones(2))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_training_does_not_import_what_only_torch_compile_needs():
+    code = (
+        "import sys, torch; from c2f.adam import Adam; weight = torch.nn.Parameter(torch.ones(2)); "
+        "adam = Adam([weight], 0.1); weight.sum().backward(); adam.step(); adam.load_state_dict(adam.state_dict()); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 # Batches outside any stage ---------------------------------------------------
 
 
@@ -312,14 +404,14 @@ def test_batches_outside_a_stage_train_as_the_epochs_of_a_stage_of_that_name_do(
     trainer.run(method, "name", keep="last")
     alone, same = make(blocks)
     steps = 4 * math.ceil(len(blocks[0].train) / 256)
-    alone.train_batches(same, "name", steps, torch.optim.Adam(same.parameters(), lr=0.05))
+    alone.train_batches(same, "name", steps, Adam(same.parameters(), lr=0.05))
     assert equal(copied(same), copied(method))
 
 
 def test_batches_outside_a_stage_stop_in_mid_epoch_and_leave_no_trace_in_the_record(blocks, at_step):
     trainer, method = make(blocks, batch_size=64)
     per_epoch = math.ceil(len(blocks[0].train) / 64)
-    optimizer, events = torch.optim.Adam(method.parameters(), lr=0.05), []
+    optimizer, events = Adam(method.parameters(), lr=0.05), []
     at_step.append(lambda used: events.append("step" if used is optimizer else "step of a stage"))
     trainer.train_batches(method, "name", per_epoch + 2, optimizer, lambda: events.append("each step"))
     assert events == ["step", "each step"] * (per_epoch + 2)
