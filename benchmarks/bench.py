@@ -678,7 +678,8 @@ def prepared(name: str, data: Path, output: Path) -> tuple[Path, str]:
         return place, ""
     if name == "tiny":
         return _made_up_in(place, name), "made up"
-    spec = yaml.safe_load((ROOT / "config/config.yaml").read_text())["datasets"][name]
+    entry = yaml.safe_load((ROOT / "config/config.yaml").read_text())["datasets"][name]
+    spec = {key: value for key, value in entry.items() if key not in ("threads", "training")}  # of its runs
     try:
         download(name, spec, place / "raw")
         prepare(name, spec, place / "raw", place)
