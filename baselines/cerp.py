@@ -43,6 +43,7 @@ import torch
 from baselines import decoders
 from c2f.api import (
     EmbeddingMethod,
+    Float,
     LinearForm,
     SparseMatrix,
     Survival,
@@ -136,6 +137,10 @@ class CERPSearch(_Codebooks):
     """
 
     initial: torch.Tensor
+    search_space = {  # from METHODS.md 5.4 on: beyond -10 most steps prune nothing
+        "start_threshold": Float(-10.0, -5.0),
+        "weight_decay": Float(1e-5, 1e-2, log=True),
+    }
 
     @dataclass(frozen=True)
     class Params(_Codebooks.Params):

@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 from baselines import decoders
-from c2f.api import BudgetError, MaskedTable, MethodError, TableParams, check, kept_sizes
+from c2f.api import BudgetError, Choice, MaskedTable, MethodError, TableParams, check, kept_sizes
 
 KS = (5, 10, 20)
 
@@ -142,6 +142,8 @@ class CIESSSearch(PrefixTable):
     Those are the steps than which none is both better and no larger, and last the greedy sizes after the search.
     Raises BudgetError below a full table with all steps: 4 * dim * N bytes, N + 8 bytes a step, and N.
     """
+
+    search_space = {"size_cost": Choice((0.01, 0.05))}  # both as released (METHODS.md 7)
 
     @dataclass(frozen=True)
     class Params(PrefixTable.Params):

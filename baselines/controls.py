@@ -12,6 +12,7 @@ class Popularity(EmbeddingMethod):
 
     needs_graph = False
     kinds = {"item_counts": "vectors"}
+    search_space = {"num_layers": None}
     counts: torch.Tensor
 
     @classmethod

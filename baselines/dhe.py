@@ -31,7 +31,7 @@ import torch
 from torch.nn.functional import batch_norm, mish
 
 from baselines import decoders
-from c2f.api import HASH_PRIME, BudgetError, EmbeddingMethod, TableParams, check, hash_constants
+from c2f.api import HASH_PRIME, BudgetError, Choice, EmbeddingMethod, Int, TableParams, check, hash_constants
 
 HASHES_PER_UNIT = 4
 
@@ -45,6 +45,7 @@ class DHE(EmbeddingMethod):
     counted = ("first", "deeper", "norm", "output", "bias")
     kinds = {**dict.fromkeys(counted, "network"), "hash_constants": "hashes", "num_nodes": "hashes"}
     encoding: torch.Tensor
+    search_space = {"hidden_layers": Int(2, 4), "num_hashes": Choice((64, 128, 256))}
 
     @dataclass(frozen=True)
     class Params(TableParams):

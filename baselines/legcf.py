@@ -22,6 +22,7 @@ import torch
 
 from baselines import decoders
 from c2f.api import (
+    Choice,
     Codes,
     EmbeddingMethod,
     Embeddings,
@@ -51,6 +52,7 @@ class LEGCF(EmbeddingMethod):
 
     counted = ("codebook",)
     kinds = {"codebook": "codebook", "weights": "assignment"}
+    search_space = {"anchor_weight": Choice((0.5, 0.6, 0.9))}  # those of its README (METHODS.md 3.3)
     codes: torch.Tensor
     weights: torch.Tensor
 

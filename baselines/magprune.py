@@ -27,11 +27,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from c2f.api import MaskedTable, TableParams, check, load_start
+from c2f.api import Int, MaskedTable, TableParams, check, load_start
 
 
 class MagPrune(MaskedTable):
     """The largest numbers of a full run's table, as many as fit, and at least `min_per_row` of each node."""
+
+    search_space = {"min_per_row": Int(0, 4)}  # by validation, as in recsys-benchmark (METHODS.md 9)
 
     @dataclass(frozen=True)
     class Params(TableParams):

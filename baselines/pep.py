@@ -41,8 +41,10 @@ import torch
 
 from baselines import decoders
 from c2f.api import (
+    Choice,
     EmbeddingMethod,
     Embeddings,
+    Float,
     MaskedTable,
     Survival,
     TableParams,
@@ -65,6 +67,10 @@ class PEPSearch(EmbeddingMethod):
     """
 
     counted = ("table",)
+    search_space = {  # as recsys-benchmark tunes them (METHODS.md 6.5)
+        "start_threshold": Float(-50.0, -5.0),
+        "threshold_decay": Float(1e-5, 1.0, log=True),
+    }
     initial: torch.Tensor
 
     @dataclass(frozen=True)
@@ -130,6 +136,8 @@ class PEPSearch(EmbeddingMethod):
 
 class PEP(MaskedTable):
     """The numbers of an (N, dim) float32 table that its search kept alive longest, as many as fit, trained anew."""
+
+    search_space = {"reinit": Choice((False, True))}
 
     @dataclass(frozen=True)
     class Params(TableParams):

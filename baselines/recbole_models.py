@@ -47,7 +47,7 @@ import scipy.sparse as sp
 import torch
 import yaml
 
-from c2f.api import ConfigError, EmbeddingMethod, MethodError, check, did_you_mean, id_array
+from c2f.api import ConfigError, EmbeddingMethod, Float, MethodError, check, did_you_mean, id_array
 
 TRAINING_KEYS = ("learner", "weight_decay", "clip_grad_norm", "train_neg_sample_args", "eval_step", "require_pow")
 """RecBole's keys outside a model's own that `settings` may hold; all others are the benchmark's or fields of Params."""
@@ -71,6 +71,8 @@ class RecBoleModel(EmbeddingMethod):
     For ItemKNN, EASE and SLIMElastic the item similarity, sparse as csr parts with small ids. A budget is only compared
     with that size: raises BudgetError below it.
     """
+
+    search_space = {"num_layers": None, "learning_rate": Float(5e-4, 1e-2, log=True)}
 
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):

@@ -27,7 +27,7 @@ import torch
 from scipy.sparse.linalg import svds
 
 from baselines import decoders
-from c2f.api import BudgetError, EmbeddingMethod, Embeddings, check
+from c2f.api import BudgetError, EmbeddingMethod, Embeddings, Float, check
 
 
 class TruncatedSVD(EmbeddingMethod):
@@ -37,6 +37,7 @@ class TruncatedSVD(EmbeddingMethod):
     """
 
     vectors: torch.Tensor
+    search_space = {"num_layers": None, "item_power": Float(0.0, 1.0)}
 
     @dataclass(frozen=True)
     class Params(EmbeddingMethod.Params):

@@ -28,6 +28,7 @@ Output = Annotated[Path, "file to write"]
 Stem = Annotated[Path, "path to write, without an ending: .csv and others are added"]
 Training = Annotated[str, "the settings under `training:`, as JSON or a .json file"]
 Spec = Annotated[str, "the dataset's entry in the configuration, as JSON or a .json file"]
+Studies = Annotated[list[Path], "studies of one dataset, as `tune` writes them"]
 Tables = Annotated[list[Path], "runs tables, as `collect` writes them"]
 MadeBy = Annotated[str, "the command that made all this, to be stated in it"]
 
@@ -123,6 +124,47 @@ def train(
     print(f"{output}: {status}")
 
 
+def tune(
+    train: Annotated[Path, "the training pairs, train.parquet"],
+    valid: Annotated[Path, "the validation pairs, valid.parquet: they alone judge the trials"],
+    stats: Annotated[Path, "the dataset's stats.json"],
+    method: Annotated[Path, "the method as `resolve` wrote it"],
+    budget: Annotated[str, "full, numbers-N, or bytes-N with kB, MB or GB"],
+    trials: Annotated[int, "how many, failed ones too; the first has the method's own settings"],
+    seed: Annotated[int, "of the search, and of the training of every trial"],
+    space: Annotated[str, "the ranges under `tuning: space`, as JSON or a .json file"],
+    folder: Annotated[Path, "folder of the study: study.sqlite, and the trials without their artifacts"],
+    output: Annotated[Path, "file to write: the settings found, and every trial (json)"],
+    start: Annotated[Path | None, "folder of the run that the method's `starts_from` names"] = None,
+    training: Annotated[str, "settings as JSON that take the place of the method's own on this dataset"] = "{}",
+) -> None:
+    """Search a method's settings at one budget with Optuna. The test pairs are not among its inputs.
+
+    A trial is a training run in a process of its own; one that does not end well is recorded as failed, with the
+    reason. Run it again to continue after an interruption, or with more trials.
+    """
+    from c2f.tuning import tune as run
+
+    given = json_argument(space), folder, output, start, json_argument(training)
+    study = run(train, valid, stats, method, budget, trials, seed, *given)
+    print(f"{output}: {study['trials_run']} trials, {study['trials_failed']} failed, best {study['best_value']}")
+
+
+def freeze(
+    studies: Studies,
+    spec: Annotated[str, "what c2f.grid tells of them: output, made_up, families, as JSON or a .json file"],
+    output: Stem,
+    made_by: MadeBy = "",
+) -> None:
+    """Write what studies found as entries of a configuration, OUTPUT.yaml, and draw every trial.
+
+    The figure is OUTPUT.pdf and .png, its numbers OUTPUT.csv, its caption OUTPUT.txt.
+    """
+    from c2f.tuning import freeze as run
+
+    run(studies, json_argument(spec), output, made_by)
+
+
 def evaluate(
     run: Annotated[Path, "folder of a trained run"],
     data: Annotated[Path, "folder of the dataset that it was trained on"],
@@ -193,6 +235,21 @@ def memory(runs: Tables, output: Stem, made_by: MadeBy = "") -> None:
     write_memory(runs, output, made_by)
 
 
+def compare(
+    runs: Tables,
+    output: Stem,
+    plain: Annotated[str, "the method that is a plain table"],
+    made_by: MadeBy = "",
+) -> None:
+    """Write which methods differ, and which beat a plain table: OUTPUT.csv, .md, .tex and OUTPUT-variance.csv.
+
+    The runs' folders must still hold their per_user.parquet.
+    """
+    from c2f.compare import write_compare
+
+    write_compare(runs, output, plain, made_by)
+
+
 def figure(
     name: Annotated[str, "the figure's name"],
     spec: Annotated[str, "its entry under `figures:` and what the grid adds to it, as JSON or a .json file"],
@@ -211,11 +268,48 @@ def report(
     output: Output,
     figures: Annotated[Paths, "pictures (png), as `figure` writes them; their captions lie beside them"] = None,
     made_by: MadeBy = "",
+    spec: Annotated[str, "what c2f.grid tells of the methods: families, as JSON or a .json file"] = "{}",
+    compare: Annotated[Path | None, "compare table (csv), as `compare` writes it: which differences are noise"] = None,
+    full: Annotated[str | None, "the method whose runs without a budget the others are held against"] = None,
+    plain: Annotated[str | None, "the method that is a plain table"] = None,
 ) -> None:
-    """Write one self-contained HTML page with the tables, figures, holes and provenance."""
-    from c2f.report import write_report
+    """Write one self-contained HTML page: findings in words, an interactive plot, tables, figures, holes, provenance.
 
-    write_report(tables, figures or [], runs, output, made_by)
+    Its address may end in a choice of what the plot shows: #dataset=ml-1m&metric=recall@20&view=serving&method=c2f.
+    """
+    from c2f.page import write_report
+
+    families = json_argument(spec).get("families")
+    write_report(tables, figures or [], runs, output, made_by, families, compare, full, plain)
+
+
+def explain(path: Annotated[Path, "a file in figures/ or tables/, or report.html"], /) -> None:
+    """Print what is behind a figure, a table or the report: runs, data, commit, commands.
+
+    They are found in the csv beside it and the runs tables of the same output folder.
+    """
+    from c2f.explain import explain as run
+
+    print(run(path))
+
+
+def choose(
+    bytes: Annotated[str, "the size that a model may have, with kB, MB or GB"],
+    dataset: Annotated[str, "the dataset's name"],
+    latency: Annotated[str | None, "the 95th percentile of the time for one user, with us, ms or s"] = None,
+    train_hours: Annotated[str | None, "hours of training, with what a run starts from"] = None,
+    runs: Annotated[Path | None, "runs table, as `collect` writes it (default: that of results/tables)"] = None,
+    metric: Annotated[str, "by which methods are ordered"] = "ndcg@20",
+    view: Annotated[str, "which bytes are limited: stored, or serving (all that answering queries takes)"] = "stored",
+) -> None:
+    """Print which method to take within limits, the runner-up, and whether the evidence separates them.
+
+    It compares the finished runs of one dataset; what was left out is counted, with the reason.
+    """
+    from c2f.choose import Limits
+    from c2f.choose import choose as run
+
+    print(run(dataset, Limits.parse(bytes, view, latency, train_hours), runs, metric))
 
 
 def recommend(
@@ -260,8 +354,8 @@ def export(
     run(artifact, data, output, format)
 
 
-STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, evaluate, inference, collect, table]
-STEPS += [memory, figure, report, recommend, export]
+STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, tune, freeze, evaluate, inference]
+STEPS += [collect, table, memory, compare, figure, report, explain, choose, recommend, export]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -281,10 +375,13 @@ def parser() -> argparse.ArgumentParser:
             kind, text = argument.annotation, ""
             if get_origin(kind) is Annotated:
                 kind, text = get_args(kind)
-            metavar = {int: "N", str: "TEXT", Names: "TEXT"}.get(kind, "PATH")
+            metavar = {int: "N", str: "TEXT", str | None: "TEXT", Names: "TEXT"}.get(kind, "PATH")
             given = {"required": True} if argument.default is argument.empty else {"default": argument.default}
+            options = dict.fromkeys([f"--{argument.name}", f"--{argument.name.replace('_', '-')}"])
+            if argument.kind is argument.POSITIONAL_ONLY:
+                options, given = {argument.name: None}, {}
             step.add_argument(
-                f"--{argument.name}",
+                *options,
                 type={"N": int, "TEXT": str}.get(metavar, Path),
                 nargs={list[Path]: "+", Names: "*", Paths: "*"}.get(kind),
                 metavar=metavar,
@@ -299,8 +396,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser().parse_args(arguments))
     options.pop("step")
     function = options.pop("function")
+    taken = inspect.signature(function).parameters.values()
+    words = [options.pop(argument.name) for argument in taken if argument.kind is argument.POSITIONAL_ONLY]
     try:
-        function(**options)
+        function(*words, **options)
     except C2FError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2

@@ -32,16 +32,20 @@ from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, Tra
 from c2f.ops import SparseMatrix, soft_threshold
 from c2f.pruning import MaskedTable, Survival, kept_sizes, search_by_thresholds, survivors, tensor_sha256
 from c2f.settings import check
+from c2f.tuning import Choice, Float, Int
 
 __all__ = [
     "HASH_PRIME",
     "Budget",
     "BudgetError",
+    "Choice",
     "Codes",
     "ConfigError",
     "EmbeddingMethod",
     "Embeddings",
+    "Float",
     "Graph",
+    "Int",
     "LinearForm",
     "MaskedTable",
     "MethodError",

@@ -1,5 +1,6 @@
 """What figures show and columns mean: one text for the pages, the tables, the report and Snakemake's own report."""
 
+import re
 from collections.abc import Iterable
 
 FIGURES = {
@@ -38,8 +39,32 @@ FIGURES = {
         "thin line to the 95th percentile, and the highest memory of the process that serves. A point is a method at a "
         "budget. Open markers are runs that their time limit stopped."
     ),
+    "sensitivity": (
+        "Recall or NDCG against the values of one parameter, all else alike, at one budget, for each dataset. A dotted "
+        "line marks the default. Crosses in the strip below a dataset mark values without a result; why stands in the "
+        "csv. Open markers are runs that their time limit stopped."
+    ),
+    "components": (
+        "What is lost or gained where one part of a method is changed, at one budget, for each dataset: the difference "
+        "of the means in percent of the whole method's, which is the line at 0; the numbers at the right are means. "
+        "Blue: the interval does not hold 0; with many variants one in twenty does so by chance, as the intervals are "
+        "not corrected for their number. A cross: no result, why stands in the csv. Open markers are runs that their "
+        "time limit stopped."
+    ),
+    "training_curves": (
+        "A metric on the validation pairs, and the training loss, as training goes on, at one budget, for each "
+        "dataset. Stages before a run's last are dashed; a bar marks where a later stage begins. A run keeps the best "
+        "weights of its last stage, not the last ones."
+    ),
+    "published_vs_ours": (
+        "Our means beside published numbers, as the difference in percent of the published number. Only numbers of "
+        "the same data, recipe, metric, method and size are compared; what still differs stands in the csv, how long "
+        "ours were trained in their records. Every other published number is named below with the reason, and all of "
+        "them stand in the csv. Open markers are runs that their time limit stopped."
+    ),
 }
-"""For each function of c2f/figures.py and c2f/memory_figures.py that `draw:` may name how its figures are read."""
+"""For each function of c2f/figures.py, c2f/memory_figures.py and c2f/evidence_figures.py that `draw:` may name how its
+figures are read."""
 
 NEEDED_KEYS: dict[str, list[str]] = {
     "comparison": ["metrics"],
@@ -48,17 +73,63 @@ NEEDED_KEYS: dict[str, list[str]] = {
     "pareto": ["metric"],
     "rank_changes": ["metric"],
     "inference": ["metric"],
+    "sensitivity": ["metrics", "points"],
+    "components": ["metrics", "points", "base"],
+    "training_curves": ["metric"],
+    "published_vs_ours": ["literature"],
 }
 """The keys that an entry must have for each of them. What has no `points` may have `methods`; any may have `seeds`."""
 
-SIZE_KEYS = {"memory_ledger": {"budget": "numbers"}, "rank_changes": {"size": "bytes"}}
+OTHER_KEYS = {
+    "ablation": ["x"],
+    "sensitivity": ["x", "default"],
+    "training_curves": ["x"],
+    "published_vs_ours": ["tolerance"],
+}
+"""The keys that an entry may have beside those."""
+
+POINT_KEYS = {
+    "ablation": (["x", "before", "after"], []),
+    "sensitivity": (["x", "method"], ["line"]),
+    "components": (["x", "method"], []),
+}
+"""The keys that a point must have, and those that it may have beside them."""
+
+SIZE_KEYS = {
+    "memory_ledger": {"budget": "numbers"},
+    "rank_changes": {"size": "bytes"},
+    "sensitivity": {"budget": "numbers"},
+    "components": {"budget": "numbers"},
+    "training_curves": {"budget": "numbers"},
+}
 """The key that says at which size it is drawn, and the kind of the grid's budgets whose middle one is its default."""
+
+AT_ONE_BUDGET = {"sensitivity", "components", "training_curves"}
+"""Those of them that need runs at their budget alone (and of methods without a budget)."""
 
 WITHOUT_BARS = {"memory_ledger", "rank_changes"}
 """Those of them that draw no standard deviation over seeds."""
 
+WITH_INTERVALS = {"sensitivity": "seeds", "components": "users and seeds"}
+"""Those of them that draw 95 % intervals instead, and over what."""
+
+LINE_PER_SEED = {"training_curves"}
+"""Those of them that draw every seed's run."""
+
+METRICS = {"recall": "Recall", "recall_capped": "capped Recall", "ndcg": "NDCG"}
+"""What is evaluated at each k, in words: recall of all held-out items, of the min(held-out, k) that fit, and NDCG."""
+
+CURVE_METRICS = ["ndcg@5", "ndcg@20", "recall@20"]
+"""The metrics of the validation pairs that curve.csv has."""
+
 TABLE_METRICS = ["recall@20", "ndcg@20"]
 """The metrics of the tables and the report."""
+
+TUNING = (
+    "Tuning at each budget: the metric on the validation pairs of every trial (points, the first with the method's own "
+    "settings), and the best so far (lines). A cross at the bottom: a trial without a value; why stands in the csv."
+)
+"""How the figure is read that the freeze step draws of its studies."""
 
 COLUMNS = {
     "runs": "how many seeds have a result, and of how many",
@@ -99,14 +170,23 @@ def seeds_in_words(seeds: Iterable[int], draw: str) -> str:
     seeds = sorted(seeds)
     if len(seeds) == 1:
         return f"one seed ({seeds[0]}): how far another would lie from it is not known"
+    if draw in LINE_PER_SEED:
+        return f"a line for each of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     spread = "" if draw in WITHOUT_BARS else ", bars: one standard deviation"
+    spread = f", bars: 95 % intervals over {WITH_INTERVALS[draw]}" if draw in WITH_INTERVALS else spread
     return f"mean over {len(seeds)} seeds ({', '.join(map(str, seeds))}){spread}"
+
+
+def seeds_of(caption: str) -> list[int]:
+    """Return the seeds that a figure's caption names, as `seeds_in_words` writes them; none where it names none."""
+    found = re.search(r"\bseeds? \(([\d, ]+)\)", caption)
+    return [int(seed) for seed in found[1].split(", ")] if found else []
 
 
 def metric_in_words(metric: str) -> str:
     """Return `Recall@20` for recall@20."""
     name, _, k = metric.partition("@")
-    return f"{ {'recall': 'Recall', 'ndcg': 'NDCG'}.get(name, name) }@{k}"
+    return f"{METRICS.get(name, name)}@{k}"
 
 
 def _sentence(text: str) -> str:

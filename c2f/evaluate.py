@@ -1,4 +1,4 @@
-"""Full-ranking evaluation: Recall@k and NDCG@k per user (METHODS.md 1.7)."""
+"""Full-ranking evaluation: Recall@k, with two denominators, and NDCG@k per user (METHODS.md 1.7)."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -116,16 +116,20 @@ def top_lists(scorer: Scorer, masked: Interactions, held_out: Interactions, k: i
 
 
 def user_metrics(lists: TopLists, ks) -> dict[str, np.ndarray]:
-    """Return `user`, `held_out` and, per k, `recall@k` and `ndcg@k`, one entry per user with a held-out item.
+    """Return `user`, `held_out` and, per k, `recall@k`, `recall_capped@k`, `ndcg@k`, for users with a held-out item.
 
-    recall@k = hits in the top k / all held-out items; ndcg@k = DCG / ideal DCG, gain 1 / log2(rank + 1).
+    recall@k = hits in the top k / all held-out items; recall_capped@k = hits / min(held-out items, k), so that 1 can be
+    reached (what Liang et al., WWW 2018, https://arxiv.org/abs/1802.05814, call Recall@k; BEIR, whose word it is,
+    https://arxiv.org/abs/2104.08663, capped recall); ndcg@k = DCG / ideal DCG, gain 1 / log2(rank + 1).
     """
     result = {"user": lists.user, "held_out": lists.held_out}
     gains = 1 / np.log2(np.arange(2, max(ks) + 2))
     ideal = np.concatenate([[0], np.cumsum(gains)])
     for k in sorted(ks):
         within = lists.hits[:, :k]
-        result[f"recall@{k}"] = within.sum(axis=1) / lists.held_out
+        hits = within.sum(axis=1)
+        result[f"recall@{k}"] = hits / lists.held_out
+        result[f"recall_capped@{k}"] = hits / np.minimum(lists.held_out, k)
         result[f"ndcg@{k}"] = within @ gains[: within.shape[1]] / ideal[np.minimum(lists.held_out, k)]
     return result
 

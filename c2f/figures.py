@@ -1,5 +1,6 @@
 """Figures from one runs table: pdf and png to look at; beside them a csv of the numbers drawn, and the caption."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, data_in_words, metric_in_words, seeds_in_words
+from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, TUNING, data_in_words, metric_in_words, seeds_in_words
 from c2f.errors import ConfigError, did_you_mean
 from c2f.record import write_atomically
 from c2f.report import read_runs, size_in_words, summarise
@@ -35,8 +36,8 @@ _AXES = {"numbers": "budget: numbers, as the papers count", "bytes": "budget: by
 def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -> None:
     """Draw figure `name` from the runs tables; write `<output>.pdf`, `.png`, `.csv`, and `.txt` with its caption.
 
-    spec: what c2f.grid tells of the figure; its key `draw` names a function of this module or of c2f.memory_figures,
-    all of which have a caption in c2f.captions; `seeds` are those of the runs that are drawn.
+    spec: what c2f.grid tells of the figure; its key `draw` names a function of this module, of c2f.memory_figures or of
+    c2f.evidence_figures, all of which have a caption in c2f.captions; `seeds` are those of the runs that are drawn.
     """
     draw = spec.get("draw", name)
     if draw not in FIGURES:
@@ -50,21 +51,40 @@ def write_figure(name: str, spec: Mapping, runs: Sequence[Path], output: Path) -
     table = read_runs(runs)
     with matplotlib.rc_context(_THEME):
         figure, plotted = drawing(draw)(table[table.seed.isin(spec["seeds"])], spec)
-        with write_atomically(Path(f"{output}.pdf")) as temporary:
-            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})  # equal content, equal bytes
-        with write_atomically(Path(f"{output}.png")) as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+        _save(figure, plotted, spec.get("caption", FIGURES[draw]), output)
+
+
+def write_tuning(studies: Sequence[Mapping], spec: Mapping, output: Path) -> None:
+    """Draw every trial of one dataset's studies (c2f.tuning) as `write_figure` does. spec: `made_up` and `families`."""
+    columns = ["dataset", "protocol", "method", "budget", "seed", "metric", "commit"]
+    trials = pd.DataFrame(
+        {**{name: study[name] for name in columns}, "made_up": spec["made_up"], **trial}
+        for study in studies
+        for trial in study["trials"]
+    )
+    with matplotlib.rc_context(_THEME):
+        figure, plotted = tuning(trials, spec)
+        data = (studies[0]["dataset"], studies[0]["protocol"], spec["made_up"])
+        _save(figure, plotted, f"{TUNING} D{data_in_words([data])[1:]}.", output)
+
+
+def _save(figure: Figure, plotted: pd.DataFrame, caption: str, output: Path) -> None:
+    """Write `<output>.pdf`, `.png`, `.csv` and `.txt`."""
+    with write_atomically(Path(f"{output}.pdf")) as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})  # equal content, equal bytes
+    with write_atomically(Path(f"{output}.png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=160)
     with write_atomically(Path(f"{output}.csv")) as temporary:
         plotted.to_csv(temporary, index=False)
     with write_atomically(Path(f"{output}.txt")) as temporary:
-        temporary.write_text(spec.get("caption", FIGURES[draw]) + "\n")
+        temporary.write_text(caption + "\n")
 
 
 def drawing(name: str) -> Callable[[pd.DataFrame, Mapping], tuple[Figure, pd.DataFrame]]:
     """Return the function that draws: of runs and a spec it makes the figure, and the table of what this shows."""
-    from c2f import memory_figures  # not above: it draws with what stands below
+    from c2f import evidence_figures, memory_figures  # not above: they draw with what stands below
 
-    return vars(memory_figures).get(name) or globals()[name]
+    return vars(memory_figures).get(name) or vars(evidence_figures).get(name) or globals()[name]
 
 
 def comparison(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
@@ -155,6 +175,36 @@ def ablation(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
     for ax in figure.axes[-len(spec["metrics"]) :]:
         ax.set_xlabel(spec.get("x", "x"))
     finish(figure, "ablation", line_legend(styles), runs, plotted, wanted)
+    return figure, plotted
+
+
+def tuning(trials: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
+    """Return the trials of one dataset's studies as a figure, a panel for each budget, and the table of what it shows.
+
+    A point is a trial's value, a line a method's best so far; a trial without a value is a cross at the bottom.
+    """
+    plotted = trials.assign(best_so_far=trials.groupby(["method", "budget"]).value.cummax())
+    plotted["best_so_far"] = plotted.groupby(["method", "budget"]).best_so_far.ffill()  # a failed trial changes nothing
+    plotted["settings"] = plotted.settings.map(json.dumps)
+    budgets, shown = list(trials.budget.unique()), list(trials.method.unique())
+    styles = {name: method_styles(spec["families"])[name] for name in shown}
+    figure, ((panels, _),) = make_panels([(1, 0)], len(budgets), 4.7, 3.0)
+    for budget, ax in zip(budgets, panels[0], strict=True):
+        for name in shown:
+            found = plotted[(plotted.budget == budget) & (plotted.method == name)]
+            style = {"color": styles[name]["color"], "marker": styles[name]["marker"]}
+            ax.plot(found.trial + 1, found.value, linestyle="none", markersize=4, alpha=0.5, **style)
+            line = {"color": style["color"], "linestyle": styles[name]["linestyle"]}
+            ax.step(found.trial + 1, found.best_so_far, where="post", label=name, **line)
+            for trial in found.trial[found.value.isna()]:
+                bottom = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+                ax.plot(trial + 1, 0, **bottom, **cross_marker(style["color"]))
+        ax.set_title(f"{panel_title(plotted)}, {budget}")
+        ax.set_xlabel("trial")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    share_scale(list(panels[0]))
+    panels[0][0].set_ylabel(f"{' or '.join(map(metric_in_words, trials.metric.unique()))} on validation pairs")
+    finish(figure, "tuning", line_legend(styles), trials, plotted, shown)
     return figure, plotted
 
 

@@ -15,9 +15,21 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from c2f.budget import Budget, parse_bytes
-from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, TABLE_METRICS, figure_caption
+from c2f.captions import (
+    AT_ONE_BUDGET,
+    CURVE_METRICS,
+    FIGURES,
+    METRICS,
+    NEEDED_KEYS,
+    OTHER_KEYS,
+    POINT_KEYS,
+    SIZE_KEYS,
+    TABLE_METRICS,
+    figure_caption,
+)
 from c2f.data import DatasetSpec
 from c2f.errors import ConfigError, did_you_mean
+from c2f.tuning import read_space
 
 WAY_OUT = "config/README.md describes every key"
 
@@ -75,9 +87,13 @@ class Grid:
         self.budgets = _check_budgets(config["grid"]["budgets"], "grid.budgets")
         self.seeds: list[int] = config["grid"]["seeds"]
         self.figures: list[str] = config["grid"]["figures"]
+        self.references: dict[str, str] = config["references"]
         self.training = json.dumps(config["training"], sort_keys=True)
+        self.tuning: dict = config["tuning"]
+        read_space(self.tuning["space"], "tuning.space")
         _check_names(self.datasets, config["datasets"], "dataset", "grid.datasets")
         _check_names(self.methods, config["methods"], "method", "grid.methods")
+        _check_names(self.references.values(), config["methods"], "method", "references")
         _check_names(self.figures, config["figures"], "figure", "grid.figures")
         for dataset in self.datasets:
             DatasetSpec.parse(dataset, self._data_entry(dataset))
@@ -94,7 +110,7 @@ class Grid:
         """Every run that is evaluated and stands in the tables: the grid's, and those that its figures need."""
         runs = self._runs(self.methods, self.seeds)
         for name in self.figures:
-            runs += self._runs(self._drawn(name), self._seeds(name))
+            runs += self._figure_runs(name)
         return list(dict.fromkeys(runs))
 
     @cached_property
@@ -111,6 +127,15 @@ class Grid:
                 runs[start] = None
                 start = self.start(start)
         return list(runs)
+
+    def studies(self, dataset: str) -> list[Run]:
+        """Return what is tuned on a dataset: the grid's methods, each at its budgets, at the seed of all trials."""
+        return [run for run in self._runs(self.methods, [self.tuning["seed"]]) if run.dataset == dataset]
+
+    def tuned_spec(self, dataset: str) -> str:
+        """Return what the freeze step is told, as JSON; runs with the settings found have an `output` of their own."""
+        made_up = "generate" in self.config["datasets"][dataset]
+        return json.dumps({"output": f"{self.output}/{dataset}", "made_up": made_up, "families": self.families})
 
     def start(self, run: Run) -> Run | None:
         """Return the run whose artifact `run` starts from, if any: same dataset and seed, by default same budget."""
@@ -204,8 +229,9 @@ class Grid:
     def figure_spec(self, name: str) -> str:
         """Return what the figure step is told, as JSON: the figure's own keys, seeds, caption, and what colours follow.
 
-        `lines` (for figures with points) names the method whose colour the lines before and after take: the entry that
-        the points' methods are like. What is drawn at one size is told the middle budget where its entry names none.
+        `lines` (for figures with points) names the method whose colour each line takes: the entry that its last point's
+        method is like, or that method itself where another line has that entry's. What is drawn at one size is told the
+        middle budget where its entry names none.
         """
         spec = self.config["figures"][name]
         draw = spec.get("draw", name)
@@ -218,10 +244,16 @@ class Grid:
             "caption": self.caption(name),
         }
         if "points" in spec:
-            told["lines"] = {side: self.entries[spec["points"][-1][side]].lineage[-1] for side in ("before", "after")}
+            told["points"] = [self._with_line(point) for point in spec["points"]]
+            told["lines"] = self._lines(told["points"])
         else:
             told["methods"] = self._drawn(name)
         return json.dumps(told, sort_keys=True)
+
+    def figure_files(self, name: str) -> list[str]:
+        """Return the files beside the runs tables that a figure is drawn from."""
+        spec = self.config["figures"][name]
+        return [spec["literature"]] if "literature" in spec else []
 
     def caption(self, name: str) -> str:
         """Return a figure's caption."""
@@ -237,8 +269,33 @@ class Grid:
     def _drawn(self, name: str) -> list[str]:
         spec = self.config["figures"][name]
         if "points" in spec:
-            return list(dict.fromkeys(point[side] for point in spec["points"] for side in ("before", "after")))
+            named = [point[side] for point in spec["points"] for side in ("before", "after", "method") if side in point]
+            return list(dict.fromkeys([spec["base"], *named] if "base" in spec else named))
         return spec.get("methods", self.methods)
+
+    def _with_line(self, point: dict) -> dict:
+        """Return a figure's point with the name of its line, by default the entry that its method is like."""
+        if "method" not in point:
+            return point
+        return {"line": self.entries[point["method"]].lineage[-1], **point}
+
+    def _lines(self, points: list[dict]) -> dict[str, str]:
+        if "before" in points[-1]:
+            return {side: self.entries[points[-1][side]].lineage[-1] for side in ("before", "after")}
+        lines: dict[str, str] = {}
+        for line, method in {point["line"]: point["method"] for point in points}.items():
+            root = self.entries[method].lineage[-1]
+            lines[line] = method if root in lines.values() else root
+        return lines
+
+    def _figure_runs(self, name: str) -> list[Run]:
+        """Return the runs that a figure needs; where it is drawn at one budget, those alone and those without one."""
+        draw = self.config["figures"][name].get("draw", name)
+        if draw not in AT_ONE_BUDGET:
+            return self._runs(self._drawn(name), self._seeds(name))
+        budget = self._size(name, "budget", SIZE_KEYS[draw]["budget"])
+        runs = self._runs(self._drawn(name), self._seeds(name), [budget])
+        return [run for run in runs if run.budget in (budget, "full")]
 
     def _budgets(self, names: Iterable[str]) -> list[str]:
         """Return every budget at which any of these methods is run."""
@@ -261,20 +318,20 @@ class Grid:
     def _seeds(self, name: str) -> list[int]:
         return self.config["figures"][name].get("seeds", self.seeds)
 
-    def _runs(self, methods: Iterable[str], seeds: Iterable[int]) -> list[Run]:
+    def _runs(self, methods: Iterable[str], seeds: Iterable[int], budgets: list[str] | None = None) -> list[Run]:
         return [
             Run(dataset, method, budget, seed)
             for dataset in self.datasets
             for method in methods
-            for budget in self.entries[method].budgets or self.budgets
+            for budget in self.entries[method].budgets or budgets or self.budgets
             for seed in seeds
         ]
 
     def _check_metrics(self, metrics: Iterable[str], place: str) -> None:
-        known = [f"{kind}@{k}" for kind in ("recall", "ndcg") for k in self.ks]
+        known = [f"{kind}@{k}" for kind in METRICS for k in self.ks]
         for metric in metrics:
             kind, _, k = metric.partition("@")
-            if metric not in known and kind in ("recall", "ndcg") and k.isdecimal():
+            if metric not in known and kind in METRICS and k.isdecimal():
                 raise ConfigError(
                     f"{metric!r} in {place} needs {k}, which evaluation.ks = {self.ks} has not; add it there"
                 )
@@ -286,31 +343,59 @@ class Grid:
         kind = "drawing (a function in c2f/figures.py or c2f/memory_figures.py with a caption in c2f/captions.py)"
         _check_names([draw], FIGURES, kind, f"{place}.draw")
         needed, sizes = NEEDED_KEYS[draw], SIZE_KEYS.get(draw, {})
-        taken = [*needed, *sizes, "x" if "points" in needed else "methods", "seeds"]
+        taken = [*needed, *sizes, *OTHER_KEYS.get(draw, []), *["methods"] * ("points" not in needed), "seeds"]
         if missing := [key for key in needed if key not in spec]:
             raise ConfigError(f"{place} needs `{missing[0]}`, as its drawing is {draw!r}; {WAY_OUT}")
         if more := [key for key in spec if key not in [*taken, "draw"]]:
             raise ConfigError(
                 f"{place} takes no `{more[0]}`, as its drawing is {draw!r}, which takes {', '.join(taken)}; {WAY_OUT}"
             )
+        self._check_points(name, draw)
         _check_names(self._drawn(name), self.entries, "method", place)
         for key in {"metrics", "metric"}.intersection(needed):
             self._check_metrics([spec[key]] if key == "metric" else spec[key], f"{place}.{key}")
         if "budget" in sizes:
-            budget = self._size(name, "budget", sizes["budget"])
-            _check_names([budget], self._budgets(self._drawn(name)), "budget", f"{place}.budget")
+            budget = Budget.parse(self._size(name, "budget", sizes["budget"])).name
+            _check_budgets(list(dict.fromkeys([*self.budgets, budget])), f"grid.budgets and {place}.budget together")
+            if draw not in AT_ONE_BUDGET:  # those add the runs at theirs
+                _check_names([budget], self._budgets(self._drawn(name)), "budget", f"{place}.budget")
         if "size" in sizes:
             parse_bytes(self._size(name, "size", sizes["size"]), f"{place}.size")
         if seeds := [seed for seed in self._seeds(name) if seed not in self.seeds]:
             raise ConfigError(
                 f"{place}.seeds has {seeds[0]}, which grid.seeds has not; add it there or take it out here"
             )
-        for method in self._drawn(name) if "points" in spec else []:
+        if "literature" in spec and not Path(spec["literature"]).is_file():
+            raise ConfigError(f"{place}.literature = {spec['literature']!r}, but there is no such file; {WAY_OUT}")
+        for method in self._drawn(name) if draw == "ablation" else []:
             if len(self.entries[method].budgets or self.budgets) != 1:
                 raise ConfigError(
                     f"{place}.points has {method!r}, which is run at several budgets; "
                     f"give methods.{method} one of its own, such as `budgets: [full]`"
                 )
+
+    def _check_points(self, name: str, draw: str) -> None:
+        spec, place = self.config["figures"][name], f"figures.{name}"
+        for point in spec.get("points", []):
+            needed, others = POINT_KEYS[draw]
+            wrong = [key for key in needed if key not in point] + [key for key in point if key not in needed + others]
+            if wrong:
+                raise ConfigError(
+                    f"a point of {place} has {', '.join(point)}, but the drawing {draw!r} takes "
+                    f"{', '.join(needed + others)}; {WAY_OUT}"
+                )
+        values = [point["x"] for point in spec.get("points", [])]
+        if draw == "ablation" and any(isinstance(x, str) for x in values):
+            raise ConfigError(f"a point of {place} has a word as x, but the drawing {draw!r} takes numbers; {WAY_OUT}")
+        if "default" in spec and spec["default"] not in values:
+            raise ConfigError(
+                f"{place}.default = {spec['default']!r} is no x of its points, which have {', '.join(map(str, values))}"
+            )
+        if draw == "training_curves" and spec.get("x") not in (None, "epochs", "seconds"):
+            raise ConfigError(f"{place}.x = {spec['x']!r} is unknown; write epochs or seconds")
+        if draw == "training_curves" and spec["metric"] not in CURVE_METRICS:
+            known = ", ".join(CURVE_METRICS)
+            raise ConfigError(f"{place}.metric = {spec['metric']!r} is not in curve.csv; write one of {known}")
 
 
 def read_config(path: Path) -> dict:

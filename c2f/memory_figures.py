@@ -87,10 +87,10 @@ def pareto(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]:
     more bytes and no less quality beats are faint, the others named and joined by a step line.
     """
     runs = runs[runs.method.isin(spec["methods"])]
-    plotted = _sized(summarise(runs, [spec["metric"]])).drop(columns=["numbers", "stored_bytes", "serving_bytes"])
+    plotted = by_view(summarise(runs, [spec["metric"]])).drop(columns=["numbers", "stored_bytes", "serving_bytes"])
     plotted["on_frontier"] = False
     for _, rows in plotted.groupby(["dataset", "view"]):
-        plotted.loc[rows.index, "on_frontier"] = _on_frontier(rows.bytes, rows["mean"])
+        plotted.loc[rows.index, "on_frontier"] = on_frontier(rows.bytes, rows["mean"])
     plotted = plotted[[*plotted.columns.drop(_TOLD), *_TOLD]]
     if runs.empty:
         return empty_figure(spec["methods"]), plotted
@@ -132,7 +132,7 @@ def rank_changes(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFram
     """
     runs = runs[runs.method.isin(spec["methods"])]
     limit = parse_bytes(spec["size"], "size")
-    summary = _sized(summarise(runs, [spec["metric"]]))
+    summary = by_view(summarise(runs, [spec["metric"]]))
     plotted = _ranked(summary, limit)
     if runs.empty:
         return empty_figure(spec["methods"]), plotted
@@ -212,13 +212,13 @@ def _ledger(runs: pd.DataFrame) -> pd.DataFrame:
     return cells[[*_CELL, *_TOLD]].merge(rows, on=_CELL, how="left")[[*_CELL, "kind", "bytes", *_TOLD]]
 
 
-def _sized(summary: pd.DataFrame) -> pd.DataFrame:
+def by_view(summary: pd.DataFrame) -> pd.DataFrame:
     """Return every row of a summary in each of VIEWS, with its `bytes` there."""
     sizes = {"paper": 4 * summary.numbers, "stored": summary.stored_bytes, "serving": summary.serving_bytes}
     return pd.concat([summary.assign(view=view, bytes=sizes[view]) for view in VIEWS], ignore_index=True)
 
 
-def _on_frontier(sizes: pd.Series, means: pd.Series) -> np.ndarray:
+def on_frontier(sizes: pd.Series, means: pd.Series) -> np.ndarray:
     """Return which points no other one beats: by no more bytes and no worse a mean, one of them better."""
     size, mean = sizes.to_numpy(), means.to_numpy()
     as_good = (size <= size[:, None]) & (mean >= mean[:, None])  # (points, others)

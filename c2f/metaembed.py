@@ -33,6 +33,8 @@ from c2f.api import (
     Codes,
     EmbeddingMethod,
     Embeddings,
+    Float,
+    Int,
     LinearForm,
     SparseMatrix,
     activate,
@@ -67,6 +69,7 @@ class C2FMetaEmbed(EmbeddingMethod):
         "weights": "assignment",
         "bridge_weights": "assignment",
     }
+    search_space = {"gate": Float(0.05, 0.8), "threshold": Float(0.25, 2.0), "bridges": Int(2, 8)}
     codebook: torch.Tensor
     codes: torch.Tensor
     weights: torch.Tensor

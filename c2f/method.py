@@ -18,6 +18,7 @@ from c2f.graph import Graph
 from c2f.ops import SparseMatrix
 from c2f.seeds import seed_for
 from c2f.settings import check
+from c2f.tuning import Dimension
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class EmbeddingMethod(torch.nn.Module):
     """Names of the exported arrays that the method's paper counts (None: all but the item bias)."""
     kinds: Mapping[str, str] = MappingProxyType({})
     """What exported arrays are in the ledger (budget.KINDS), where budget.kind_of would take them for others."""
+    search_space: Mapping[str, Dimension | None] = MappingProxyType({})
+    """What tuning searches beside `tuning: space` of the configuration, which is the same for all: its own `params`.
+
+    Float(low, high, log=True), Int(low, high) or Choice(options) by the parameter's name. None for a name of the common
+    space that has no effect on this method. Settings of the training need no None where nothing is trained.
+    """
     needs_graph: bool = True
     """Whether answering a query needs the training graph (or a cached table of final embeddings)."""
 

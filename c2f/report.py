@@ -1,18 +1,15 @@
-"""The runs table, the main table and the report: what was run, what came out, what is missing, and from where."""
+"""The runs table, the main table and the memory table: what was run, what came out and what is missing."""
 
-import base64
 import functools
-import html
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from string import Template
 
 import pandas as pd
 
 from c2f.budget import KINDS, Budget, Footprint
-from c2f.captions import COLUMNS, TABLE_METRICS, data_in_words, metric_in_words
+from c2f.captions import COLUMNS, TABLE_METRICS, metric_in_words
 from c2f.data import load_stats, read_parquet
 from c2f.errors import DataError
 from c2f.inference import COLUMNS as SERVING_COLUMNS
@@ -26,7 +23,7 @@ _ALL = ["dataset", "protocol", "method", "budget", "status", "reason", "seconds"
 _RUN = ["seed", "starts_from", "device", "threads", "machine", "commit", "command", "versions"]
 _SIZED = ["made_up", "role", "budget_kind", "budget_amount", *_SIZES, "seconds_with_starts"]
 _RECORD_KEYS = [*_ALL, *_RUN, "footprint", "leftover", "stages", "inputs_sha256"]
-_RUNS_COLUMNS = [*_ALL, *_RUN, *_SIZED, "data_sha256", "parts", "leftover", "served", *SERVING_COLUMNS]
+_RUNS_COLUMNS = [*_ALL, *_RUN, *_SIZED, "folder", "data_sha256", "parts", "leftover", "served", *SERVING_COLUMNS]
 _TABLE_COLUMNS = [*_ALL, *_SIZED, "runs", "results", *TABLE_METRICS]
 
 
@@ -44,13 +41,15 @@ def collect(
     """Write one row per run folder, as run.json and metrics.json say, and one per run that these start from.
 
     data, spec: the dataset's folder and entry; inference: what serving the runs costs, as c2f.inference measured it. A
-    row's `role` is `compared` for the runs of `methods` (None: all),
-    `figure` for other run folders, `start` for what is only started from. Raises DataError for a missing record.
+    row's `role` is `compared` for the runs of `methods` (None: all), `figure` for other run folders, `start` for what
+    is only started from. Raises DataError for a missing record.
     """
     if not run_dirs:
         raise DataError(f"no runs to collect into {output}; name at least one run folder")
     stats = load_stats(Path(data) / "stats.json")
     shared = {"made_up": "generate" in spec, "data_sha256": json.dumps(stats["sha256"])}
+    unsplit = {key: stats.get(key) for key in ("source", "recipe", "k_core", "num_users", "num_items")}
+    shared |= {"split_seed": stats.get("split_seed"), "unsplit_data": json.dumps(unsplit)}
     read = functools.cache(lambda folder: _read_record(folder, stats))
     asked = [Path(folder) for folder in run_dirs]
     started = dict.fromkeys(start for folder in asked for start in _starts(folder, read))
@@ -62,7 +61,8 @@ def collect(
         role = ("compared" if compared else "figure") if folder in asked else "start"
         metrics = {"users": 0, "means": {}} if role == "start" else _read_metrics(folder, stats)
         before = sum(float(read(start)["seconds"]) for start in _starts(folder, read))
-        row = _row(record, metrics) | {"seconds_with_starts": record["seconds"] + before, "role": role} | shared
+        row = {"folder": str(folder)} | _row(record, metrics) | shared
+        row |= {"seconds_with_starts": record["seconds"] + before, "role": role}
         rows.append(row | served.get(str(folder), dict.fromkeys(["served", *SERVING_COLUMNS])))
     table = pd.DataFrame(rows).astype(dict.fromkeys(SERVING_COLUMNS, float))
     texts = ["reason", "starts_from", "parts", "leftover", "served"]  # text also where every run has none
@@ -75,7 +75,7 @@ def _read_served(path: Path | None) -> dict[str, dict]:
     """Return by run folder how it could be served, and at what cost."""
     if path is None:
         return {}
-    table = _read_table(pd.read_csv, Path(path), ["run", "status", "reason", *SERVING_COLUMNS], "inference")
+    table = read_table(pd.read_csv, Path(path), ["run", "status", "reason", *SERVING_COLUMNS], "inference")
     table["served"] = table.status.where(table.status == "ok", table.status + ": " + table.reason.fillna(""))
     return dict(table.set_index("run")[["served", *SERVING_COLUMNS]].to_dict("index").items())
 
@@ -117,17 +117,18 @@ def _check_holds(wanted: Iterable[str], found: Iterable[str], path: Path, step: 
         )
 
 
-def _read_table(read: Callable[[Path], pd.DataFrame], path: Path, columns: Iterable[str], step: str) -> pd.DataFrame:
+def read_table(read: Callable[[Path], pd.DataFrame], path: Path, columns: Iterable[str], step: str) -> pd.DataFrame:
     """Return a table that `step` wrote. Raises DataError where the file is missing, damaged or another one."""
     try:
         table = read(path)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error, step) from None
+        raise unreadable(path, error, step) from None
     _check_holds(columns, table.columns, path, step)
     return table
 
 
-def _unreadable(path: Path, error: Exception, step: str) -> DataError:
+def unreadable(path: Path, error: Exception, step: str) -> DataError:
+    """Return what is said of a file that `step` should have written."""
     problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
     return DataError(f"{path} {problem}; run the step that writes it: `python -m c2f {step}`")
 
@@ -169,9 +170,7 @@ def read_runs(paths: Iterable[Path], *, starts: bool = False) -> pd.DataFrame:
 
     Raises DataError for a table that is missing, damaged or of another kind.
     """
-    tables = [
-        _read_table(lambda path: read_parquet(path).to_pandas(), path, _RUNS_COLUMNS, "collect") for path in paths
-    ]
+    tables = [read_table(lambda path: read_parquet(path).to_pandas(), path, _RUNS_COLUMNS, "collect") for path in paths]
     runs = pd.concat(tables, ignore_index=True)
     return runs[(runs.role == "start") == starts].reset_index(drop=True)
 
@@ -189,7 +188,7 @@ def summarise(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
         shared = {
             **dict(zip(columns, key, strict=True)),
             "runs": len(group),
-            "status": _status(group.status),
+            "status": status_in_words(group.status),
             "reason": unwell.reason.iloc[0] if len(unwell) else None,
             **{name: group[name].mean() for name in _SIZES},
         }
@@ -202,7 +201,8 @@ def summarise(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _status(statuses: pd.Series) -> str:
+def status_in_words(statuses: pd.Series) -> str:
+    """Return `ok`, or how many there are of each, the most frequent first: `2 ok, 1 diverged`."""
     counts = statuses.value_counts()
     if len(counts) == 1:
         return str(counts.index[0])
@@ -250,6 +250,11 @@ def main_table(runs: pd.DataFrame) -> pd.DataFrame:
     return table.loc[place.sort_values(list(place.columns), kind="stable").index].reset_index(drop=True)
 
 
+def read_main_table(path: Path) -> pd.DataFrame:
+    """Read the csv of `write_table`. Raises DataError where it is missing, damaged or another one."""
+    return read_table(pd.read_csv, path, _TABLE_COLUMNS, "table")
+
+
 def best(table: pd.DataFrame, metric: str) -> pd.Series:
     """Return which rows have the best mean of their dataset and budget, as printed; False where there is no contest.
 
@@ -292,7 +297,7 @@ def printed(table: pd.DataFrame, emphasise: Callable[[str], str]) -> pd.DataFram
         unit, cells = in_one_unit(table[column])
         text[f"{title} ({unit})"] = cells
     for metric in TABLE_METRICS:
-        values = [_spread(mean, sd) for mean, sd in zip(table[metric], table[f"{metric}_sd"], strict=True)]
+        values = [mean_and_sd(mean, sd) for mean, sd in zip(table[metric], table[f"{metric}_sd"], strict=True)]
         text[metric] = [
             emphasise(value) if top else value for value, top in zip(values, best(table, metric), strict=True)
         ]
@@ -335,7 +340,7 @@ def write_memory(runs: Sequence[Path], output: Path, made_by: str = "") -> None:
     table = memory_table(read_runs(runs))
     lines = [f"Made by `{made_by}`.", ""] if made_by else []
     for dataset, title, text in memory_sections(table):
-        lines += [f"## {dataset}: {title}", "", *_markdown_rows(text), ""]
+        lines += [f"## {dataset}: {title}", "", *markdown_rows(text), ""]
     texts = {"csv": table.to_csv(index=False), "md": "\n".join(lines)}
     for ending, content in texts.items():
         with write_atomically(Path(f"{output}.{ending}")) as temporary:
@@ -363,7 +368,7 @@ def memory_table(runs: pd.DataFrame) -> pd.DataFrame:
                 "leftover": next(iter(group.leftover.dropna()), None),
                 **parts,
                 **{name: group[name].mean() for name in [*_SIZES, *SERVING_COLUMNS]},
-                "served": _status(group.served.fillna("not measured")),
+                "served": status_in_words(group.served.fillna("not measured")),
             }
         )
     return pd.DataFrame(rows)
@@ -408,10 +413,15 @@ def data_checksums(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the sha256 of every dataset's training, validation and test pairs."""
     rows = [
         (dataset, name, checksum)
-        for dataset, sums in _distinct(runs, ["dataset", "data_sha256"])
+        for dataset, sums in distinct(runs, ["dataset", "data_sha256"])
         for name, checksum in json.loads(sums).items()
     ]
     return pd.DataFrame(rows, columns=["dataset", "pairs", "sha256"])
+
+
+def distinct(runs: pd.DataFrame, columns: list[str]) -> Iterable[tuple]:
+    """Return the different rows of some columns, in their order."""
+    return runs[columns].drop_duplicates().itertuples(index=False, name=None)
 
 
 def to_markdown(table: pd.DataFrame, data: pd.DataFrame, made_by: str) -> str:
@@ -423,15 +433,16 @@ def to_markdown(table: pd.DataFrame, data: pd.DataFrame, made_by: str) -> str:
         if dataset != heading:
             lines += [f"## {dataset}", ""]
         heading = dataset
-        lines += [f"### {title}", "", *_markdown_rows(rows), ""]
+        lines += [f"### {title}", "", *markdown_rows(rows), ""]
     if found := holes(table):
         lines += ["## Holes", "", *(f"* {', '.join(words)}: {what}" for *words, what in found), ""]
     lines += ["## Columns", "", *(f"* {name}: {meaning}" for name, meaning in COLUMNS.items()), ""]
-    return "\n".join([*lines, "## Data", "", *_markdown_rows(data), ""])
+    return "\n".join([*lines, "## Data", "", *markdown_rows(data), ""])
 
 
-def _markdown_rows(text: pd.DataFrame) -> list[str]:
-    rule = ["---:" if _is_number(name) else "---" for name in text.columns]
+def markdown_rows(text: pd.DataFrame) -> list[str]:
+    """Return the lines of a table of text in Markdown."""
+    rule = ["---:" if is_number(name) else "---" for name in text.columns]
     rows: list[Iterable] = [text.columns, rule, *text.itertuples(index=False)]
     return [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
 
@@ -439,38 +450,17 @@ def _markdown_rows(text: pd.DataFrame) -> list[str]:
 def to_latex(table: pd.DataFrame) -> str:
     """Return the main table in LaTeX, for a document that loads booktabs and longtable."""
     text = printed(table, lambda value: f"\\textbf{{{value}}}").drop(columns="budget")
-    head = " & ".join(map(_latex, text.columns)) + r" \\"
-    aligned = "".join("r" if _is_number(name) else "l" for name in text.columns)
+    head = " & ".join(map(in_latex, text.columns)) + r" \\"
+    aligned = "".join("r" if is_number(name) else "l" for name in text.columns)
     lines = [rf"\begin{{longtable}}{{{aligned}}}", r"\toprule", head, r"\endhead"]
     for (dataset, made_up, role, budget), rows in table.groupby(["dataset", "made_up", "role", "budget"], sort=False):
         title = f"{dataset}{' (made up)' if made_up else ''}, {budget}{', for figures alone' * (role == 'figure')}"
-        lines += [r"\midrule", rf"\multicolumn{{{len(text.columns)}}}{{l}}{{{_latex(title)}}} \\", r"\midrule"]
+        lines += [r"\midrule", rf"\multicolumn{{{len(text.columns)}}}{{l}}{{{in_latex(title)}}} \\", r"\midrule"]
         lines += [
-            " & ".join(map(_latex, map(str, row))) + r" \\"
+            " & ".join(map(in_latex, map(str, row))) + r" \\"
             for row in text.loc[_ranked(rows).index].itertuples(index=False)
         ]
     return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", ""])
-
-
-def to_html(table: pd.DataFrame) -> str:
-    """Return the main table as HTML; where it is long, one opens the budgets that one wants to see."""
-    opened = " open" if len(table) <= 60 else ""
-    text, heading = "", ""
-    for dataset, title, rows in sections(table.astype({"status": str}), lambda value: f"<b>{value}</b>"):
-        text += f"<h3>{html.escape(dataset)}</h3>" if dataset != heading else ""
-        heading = dataset
-        body = f"<summary>{html.escape(title)}</summary>{_scroll(_html_table(rows))}"
-        text += f"<details{' open' if title.endswith('by budget') else opened}>{body}</details>\n"
-    return text
-
-
-def memory_html(runs: pd.DataFrame) -> str:
-    """Return the memory table as HTML, each section to be opened."""
-    return "".join(
-        f"<details><summary>{html.escape(f'{dataset}: {title}')}</summary>"
-        f"{_scroll(_html_table(text.map(html.escape)))}</details>\n"
-        for dataset, title, text in memory_sections(memory_table(runs))
-    )
 
 
 def in_one_unit(amounts: pd.Series) -> tuple[str, list[str]]:
@@ -494,189 +484,21 @@ def size_in_words(amount: float, kind: str) -> str:
     return f"{amount / 1e3:.3g}k" if amount >= 1e3 else f"{amount:.0f}"
 
 
-def _is_number(column: str) -> bool:
+def is_number(column: str) -> bool:
+    """Return whether a printed column holds numbers, which are aligned right."""
     texts = ("dataset", "method", "budget", "budgets", "status", "what happened", "why not more", "pairs", "sha256")
     return column not in texts
 
 
-def _spread(mean: float, sd: float) -> str:
+def mean_and_sd(mean: float, sd: float) -> str:
+    """Return `0.2500 ± 0.0010`; without the second where one seed has none, `-` for NaN."""
     if pd.isna(mean):
         return "-"
     return f"{mean:.4f}" if pd.isna(sd) else f"{mean:.4f} ± {sd:.4f}"
 
 
-def _latex(text: str) -> str:
+def in_latex(text: str) -> str:
+    """Return text with what LaTeX would take for commands escaped."""
     for plain, escaped in {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"}.items():
         text = text.replace(plain, escaped)
     return text
-
-
-# The report -----------------------------------------------------------------------------------------------------------
-
-
-def write_report(
-    tables: Sequence[Path], figures: Sequence[Path], runs: Sequence[Path], output: Path, made_by: str = ""
-) -> None:
-    """Write one HTML file that needs no other: what was run, tables, figures (png), holes, and where it came from."""
-    table, starts = read_runs(runs), read_runs(runs, starts=True)
-    page = _PAGE.substitute(
-        summary=_summary(table, starts, made_by),
-        tables="".join(to_html(_read_table(pd.read_csv, path, _TABLE_COLUMNS, "table")) for path in tables),
-        columns=_facts(COLUMNS),
-        memory=memory_html(table),
-        figures="".join(map(_figure, figures)) or "<p>None asked for.</p>",
-        holes=_holes(main_table(table)),
-        starts=_starts_table(starts),
-        provenance=_provenance(table),
-        commands=html.escape("\n".join([*starts.command, *table.command])),
-    )
-    with write_atomically(Path(output)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
-def _summary(runs: pd.DataFrame, starts: pd.DataFrame, made_by: str) -> str:
-    well = int((runs.status == "ok").sum())
-    hours = (runs.seconds.sum() + starts.seconds.sum()) / 3600
-    spent = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.1f} minutes"
-    others = f", and {len(starts)} that they start from" if len(starts) else ""
-    compared = runs[runs.role == "compared"]
-    data = data_in_words(_distinct(runs, ["dataset", "protocol", "made_up"]))
-    facts = {
-        "made by": made_by or "commands given one by one",
-        "data": data.removeprefix("data: "),
-        "runs": f"{len(runs)}{others}; {well} of {len(runs)} ended well; {spent} of training in all",
-        "methods": ", ".join(compared.method.unique()),
-        "budgets": ", ".join(main_table(compared).budget.unique()),
-        "seeds": ", ".join(map(str, sorted(runs.seed.unique()))),
-    }
-    return _facts(facts)
-
-
-def _holes(table: pd.DataFrame) -> str:
-    found = pd.DataFrame(holes(table), columns=["dataset", "method", "budgets", "what happened"])
-    if found.empty:
-        return "<p>None: every run ended well.</p>"
-    return _scroll(_html_table(found.map(html.escape)))
-
-
-def _starts_table(starts: pd.DataFrame) -> str:
-    if starts.empty:
-        return "<p>None.</p>"
-    rows = [
-        (*key, _status(group.status), f"{group.seconds.mean():,.1f}")
-        for key, group in starts.groupby(["dataset", "method", "budget"], sort=False)
-    ]
-    return _scroll(_html_table(pd.DataFrame(rows, columns=[*["dataset", "method", "budget"], "status", "seconds"])))
-
-
-def _provenance(runs: pd.DataFrame) -> str:
-    versions: dict[str, set] = {}
-    for text in runs.versions.unique():
-        for name, version in json.loads(text).items():
-            versions.setdefault(name, set()).add(str(version))
-    facts = {
-        "commit": ", ".join(runs.commit.unique()),
-        "machine": "; ".join(runs.machine.unique()),
-        "device": "; ".join(
-            f"{device}, {threads} threads" for device, threads in _distinct(runs, ["device", "threads"])
-        ),
-        "versions": ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items()),
-    }
-    return _facts(facts) + _scroll(_html_table(data_checksums(runs).map(html.escape)))
-
-
-def _figure(path: Path) -> str:
-    """Return a figure with its caption, which lies beside the picture. Raises DataError without either."""
-    try:
-        picture = path.read_bytes()
-        if not picture.startswith(b"\x89PNG"):
-            raise ValueError("it is no png")
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error, "figure") from None
-    caption = path.with_suffix(".txt")
-    try:
-        text = html.escape(caption.read_text().strip())
-    except (OSError, ValueError) as error:
-        raise _unreadable(caption, error, "figure") from None
-    name, data = html.escape(path.stem), base64.b64encode(picture).decode()
-    numbers = f"The numbers drawn are in {name}.csv beside {name}.pdf."
-    return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text} {numbers}</figcaption></figure>\n"
-    )
-
-
-def _distinct(runs: pd.DataFrame, columns: list[str]) -> Iterable[tuple]:
-    return runs[columns].drop_duplicates().itertuples(index=False, name=None)
-
-
-def _facts(facts: dict[str, str]) -> str:
-    rows = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
-    return f"<dl>{rows}</dl>"
-
-
-def _scroll(table: str) -> str:
-    return f'<div class="scroll">{table}</div>\n'
-
-
-def _html_table(text: pd.DataFrame) -> str:
-    """Return a table of cells that are HTML already; columns of numbers are aligned right."""
-    classes = [' class="n"' if _is_number(name) else "" for name in text.columns]
-
-    def row(cells: Iterable, tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for cell, kind in zip(cells, classes, strict=True))}</tr>"
-
-    body = "".join(row(cells, "td") for cells in text.itertuples(index=False))
-    return f"<table><thead>{row(text.columns, 'th')}</thead><tbody>{body}</tbody></table>"
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Recommenders under a memory budget</title>
-<style>
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d1d9e0; --paper: #ffffff; --mark: #f0f4f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117; --mark: #1c232c; }
-}
-body { margin: 0 auto; max-width: 84rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-h3 { font-size: 1rem; margin-top: 1.5rem; } summary { cursor: pointer; padding: .25rem 0; }
-p, figcaption, dt { color: var(--soft); }
-dl { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr; gap: .25rem 1rem; } dd { margin: 0; }
-dd, td { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-td:last-child { white-space: normal; min-width: 6rem; }
-th { background: var(--mark); white-space: normal; vertical-align: bottom; } .n { text-align: right; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-pre { overflow-x: auto; font-size: .75rem; background: var(--mark); padding: .75rem; border-radius: 6px; }
-</style>
-</head>
-<body>
-<h1>Recommenders under a memory budget</h1>
-$summary
-<h2>Results</h2>
-<p>Methods in the order of the configuration by budget, then for each budget from the best NDCG@20 to the worst.</p>
-$tables
-<details open><summary>What the columns mean</summary>$columns</details>
-<h2>Memory</h2>
-$memory
-<h2>Figures</h2>
-$figures
-<h2>Holes</h2>
-<p>Where runs did not end well, and why. One that its time limit stopped has a result, from its best weights so far.</p>
-$holes
-<h2>Runs that others start from</h2>
-<p>Trained, but not evaluated; their seconds are part of the column “with starts”.</p>
-$starts
-<h2>Where it came from</h2>
-$provenance
-<details><summary>The command of every run</summary><pre>$commands</pre></details>
-</body>
-</html>
-""")

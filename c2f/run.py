@@ -17,6 +17,7 @@ import torch
 
 from c2f import diagnostics, evaluate, record
 from c2f.budget import Budget, Footprint
+from c2f.captions import METRICS
 from c2f.data import load_pairs, load_stats
 from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
 from c2f.graph import Graph
@@ -38,8 +39,9 @@ ARTIFACT_INFO = ("status", "reason", "method", "uses", "params", "device", "data
 """What is read of an artifact's info."""
 NO_SHAPE_SHOWS = {"num_layers", "activation"}
 """Parameters that a run must share with the one it starts from; others show in the shapes of its arrays."""
-NOT_TRAINING = {"__init__", "__main__", "captions", "data", "diagnostics", "download", "export", "figures", "grid"}
-NOT_TRAINING |= {"inference", "memory_figures", "report", "serve"}
+NOT_TRAINING = {"__init__", "__main__", "captions", "choose", "compare", "data", "diagnostics", "download"}
+NOT_TRAINING |= {"evidence_figures", "explain", "export", "figures", "findings", "grid", "inference", "memory_figures"}
+NOT_TRAINING |= {"page", "report", "serve", "stats", "tuning"}
 """Modules of this package that cannot change a trained model; an interrupted run is taken up again by the others'."""
 
 
@@ -237,7 +239,7 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
     """
     keep_freed_memory()
     artifact = load_artifact(run / "artifact.npz")
-    per_user: dict = {name: [] for name in ["user", "held_out", *(f"{m}@{k}" for k in ks for m in ("recall", "ndcg"))]}
+    per_user: dict = {name: [] for name in ["user", "held_out", *(f"{name}@{k}" for k in ks for name in METRICS)]}
     stats = load_stats(data / "stats.json")
     test_sha256 = stats["sha256"]["test"]
     found: dict = {"reason": artifact.info["reason"]}

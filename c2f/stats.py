@@ -79,6 +79,14 @@ def seed_error(seed_means: np.ndarray) -> np.ndarray:
     return seed_means.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros(seed_means.shape[1:])
 
 
+def seeds_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of values (S,) over seeds, Student's; NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    reach = _student(len(values)) * seed_error(values)
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
 def _student(seeds: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) if seeds > 1 else 0.0
 

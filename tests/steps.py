@@ -68,15 +68,19 @@ def record(run: Path) -> dict:
     return json.loads((run / "run.json").read_text())
 
 
+LITERATURE = "results/published/literature.csv"
+
+
 def copy_checkout(folder: Path, *more: str) -> Path:
     """Copy what the workflow consists of, so that edits and results stay apart from this checkout."""
     folder.mkdir()
-    for part in ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines", *more]:
-        source = ROOT / part
+    for part in ["Snakefile", "environment.yml", "workflow", "config", "c2f", "baselines", LITERATURE, *more]:
+        source, copy = ROOT / part, folder / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, folder / part)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
     return folder
 
 

@@ -14,19 +14,26 @@ DECODERS = ROOT / "baselines/decoders.py"
 METHODS = [ROOT / "c2f/metaembed.py", *sorted({*(ROOT / "baselines").glob("*.py")} - {DECODERS})]
 WITHOUT_TORCH = [
     "budget",
+    "choose",
+    "compare",
     "data",
     "decoding",
     "download",
     "errors",
+    "evidence_figures",
+    "explain",
     "figures",
+    "findings",
     "grid",
     "inference",
     "memory_figures",
+    "page",
     "record",
     "report",
     "seeds",
     "serve",
     "settings",
+    "stats",
 ]
 
 

@@ -50,8 +50,8 @@ def options(**values) -> list:
 
 
 def test_the_steps_are_those_of_the_design():
-    expected = "download prepare check resolve partition train evaluate inference collect table memory figure report"
-    expected += " recommend export"
+    expected = "download prepare check resolve partition train tune freeze evaluate inference"
+    expected += " collect table memory compare figure report explain choose recommend export"
     assert [function.__name__ for function in STEPS] == expected.split()
 
 
@@ -64,7 +64,8 @@ def test_the_help_of_a_step_is_its_docstring_and_names_every_option(function, ca
     description = text.split("\n\n", 1)[1]
     assert description.startswith(inspect.cleandoc(function.__doc__))
     for name, argument in inspect.signature(function).parameters.items():
-        assert f"--{name} " in text
+        option = name if argument.kind is argument.POSITIONAL_ONLY else f"--{name}"
+        assert f"{option} " in text or "positional arguments" in text
         _, meaning = get_args(argument.annotation)
         assert len(meaning) > 10
         assert meaning in " ".join(text.split())
@@ -240,6 +241,7 @@ def test_a_mistake_in_the_inputs_of_evaluate_is_named_and_nothing_is_written(
     ("words", "pieces"),
     [
         ("table --runs nowhere.parquet", ["nowhere.parquet is missing", "python -m c2f collect"]),
+        ("compare --plain svd --runs nowhere.parquet", ["nowhere.parquet is missing", "python -m c2f collect"]),
         ("table --runs README.md", ["README.md cannot be read", "python -m c2f collect"]),
         ("figure --name mine --spec {} --runs README.md", ["unknown drawing 'mine' in figures.mine", "comparison"]),
         ("figure --name comparison --spec {} --runs README.md", ["figures.comparison has no 'metrics'"]),

@@ -1,4 +1,4 @@
-"""The runs table, the main table and the report: what is in them comes from the runs, and holes are named."""
+"""The runs table, the tables and the report: what is in them comes from the runs, and holes are named."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import pytest
 from c2f.captions import COLUMNS
 from c2f.errors import DataError
 from c2f.inference import COLUMNS as COSTS
+from c2f.page import write_report
 from c2f.report import (
     collect,
     in_one_unit,
@@ -20,7 +21,6 @@ from c2f.report import (
     size_in_words,
     summarise,
     write_memory,
-    write_report,
     write_table,
 )
 
@@ -73,7 +73,8 @@ def run_row(method="legcf", budget="numbers-100", seed=1, **changes) -> dict:
         "ndcg@20": 0.25,
     }
     assert set(changes) <= set(row), changes
-    return row | changes
+    row |= changes
+    return {"folder": f"results/runs/{row['dataset']}/{row['method']}/{budget}/{seed}"} | row
 
 
 def hole(
@@ -439,7 +440,8 @@ def test_report_is_one_file_with_results_figures_holes_and_provenance(tmp_path):
         "python -m c2f train --method legcf.json",
     ):
         assert evidence in page
-    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
+    own = page[: page.index('<script type="application/json"')]
+    assert not re.search(r'(src|href)="(?!data:|#)', own)  # nothing is loaded from elsewhere
 
 
 def test_report_without_figures_and_holes_says_so(tmp_path):
@@ -459,7 +461,7 @@ def test_the_report_says_which_data_is_made_up_and_lists_runs_that_others_start_
     assert "toy (made up, protocol given); nothing is to be concluded from made-up data" in page
     assert "<h3>toy (made up, protocol given)</h3>" in page
     starts = page[page.index("Runs that others start from") :]
-    assert "<td>c2f-coarse</td><td>numbers-100</td><td>ok</td>" in starts and "118.0" in starts
+    assert '<th scope="row">c2f-coarse</th><td>numbers-100</td><td>ok</td>' in starts and "118.0" in starts
     assert "2.0 minutes of training in all" in page  # (2 + 118) / 60
 
 

@@ -149,6 +149,26 @@ def test_a_figure_adds_the_runs_that_it_needs():
     }
 
 
+def test_a_figure_at_one_budget_adds_no_runs_at_others():
+    only = {"grid": {"methods": ["popularity"], "figures": ["sensitivity_gate"], "datasets": ["blocks"], "seeds": [1]}}
+    runs = {run for run in grid(only).asked if run.method != "popularity"}
+    methods = {"c2f", "c2f-gate-0.1", "c2f-gate-0.4", "c2f-gate-0.8"}
+    assert runs == {Run("blocks", method, "numbers-51200", 1) for method in methods}
+
+
+def test_each_line_of_a_figure_is_told_whose_look_it_takes():
+    told = json.loads(grid({"grid": {"figures": ["sensitivity_codes"]}}).figure_spec("sensitivity_codes"))
+    assert told["lines"] == {"coarse stage": "legcf", "fine stage": "c2f"}
+    told = json.loads(grid({"grid": {"figures": ["sensitivity_gate"]}}).figure_spec("sensitivity_gate"))
+    assert told["lines"] == {"c2f": "c2f"} and {point["line"] for point in told["points"]} == {"c2f"}
+
+
+def test_a_figure_is_drawn_again_when_the_published_numbers_change():
+    whole = grid({"grid": {"figures": ["published_vs_ours", "comparison"]}})
+    assert whole.figure_files("published_vs_ours") == ["results/published/literature.csv"]
+    assert whole.figure_files("comparison") == []
+
+
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
@@ -249,10 +269,48 @@ MISTAKES = {
         "figures.rank_changes has no `size`, and grid.budgets has no bytes-N, whose middle it would take; "
         "give it one such as 1MB",
     ),
+    "twin of a budget": (
+        {"grid": {"figures": ["components"]}, "figures": {"components": {"budget": "bytes-1000kB"}}},
+        "grid.budgets and figures.components.budget together has 'bytes-1MB' and 'bytes-1000kB', which are the same",
+    ),
+    "reference": (
+        {"references": {"plain": "short-vector"}},
+        "unknown method 'short-vector' in references; did you mean",
+    ),
     "drawing": ({"figures": {"comparison": {"draw": "compare"}}}, "did you mean 'comparison'?"),
     "point": (
         {"figures": {"ablation_fine_share": {"points": [{"x": 1, "before": "legcf", "after": "c2f"}]}}},
         "run at several budgets",
+    ),
+    "point of another drawing": (
+        {
+            "grid": {"figures": ["components"]},
+            "figures": {"components": {"points": [{"x": 1, "before": "legcf", "after": "c2f"}]}},
+        },
+        "a point of figures.components has x, before, after, but the drawing 'components' takes x, method",
+    ),
+    "base of a figure": (
+        {"grid": {"figures": ["components"]}, "figures": {"components": {"base": "c2ff"}}},
+        "unknown method 'c2ff' in figures.components; did you mean 'c2f'?",
+    ),
+    "default of a figure": (
+        {"grid": {"figures": ["sensitivity_gate"]}, "figures": {"sensitivity_gate": {"default": 0.3}}},
+        "figures.sensitivity_gate.default = 0.3 is no x of its points, which have 0.1, 0.2, 0.4, 0.8",
+    ),
+    "x of curves": (
+        {"grid": {"figures": ["training_curves"]}, "figures": {"training_curves": {"x": "steps"}}},
+        "figures.training_curves.x = 'steps' is unknown; write epochs or seconds",
+    ),
+    "metric of curves": (
+        {"grid": {"figures": ["training_curves"]}, "figures": {"training_curves": {"metric": "ndcg@50"}}},
+        "figures.training_curves.metric = 'ndcg@50' is not in curve.csv; write one of ndcg@5, ndcg@20, recall@20",
+    ),
+    "published numbers": (
+        {
+            "grid": {"figures": ["published_vs_ours"]},
+            "figures": {"published_vs_ours": {"literature": "results/published/nothing.csv"}},
+        },
+        "figures.published_vs_ours.literature = 'results/published/nothing.csv', but there is no such file",
     ),
 }
 
@@ -444,7 +502,7 @@ def test_a_dry_run_has_as_many_jobs_as_the_grid_has_runs(checkout, file):
     each = {rule: len(whole.datasets) for rule in ("download", "prepare", "inference", "collect")}
     runs = {"train": len(whole.trained), "evaluate": len(whole.asked)}
     once = {"resolve": len({run.method for run in whole.trained}), "figure": len(whole.figures)}
-    expected = {**each, **runs, **once, "table": 1, "memory": 1, "report": 1, "all": 1}
+    expected = {**each, **runs, **once, "table": 1, "memory": 1, "compare": 1, "report": 1, "all": 1}
     expected = {rule: count for rule, count in expected.items() if count}
     done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
     assert done.returncode == 0, done.stderr
@@ -538,8 +596,16 @@ def update(base: dict, changes: dict) -> dict:
     return merged
 
 
-REPORTS = Counter(["collect", "table", "memory", "figure", "report"])
+REPORTS = Counter(["collect", "table", "memory", "compare", "figure", "report"])
 SERVED = Counter(["inference"])
+
+
+@pytest.mark.slow
+def test_no_rate_limit_makes_snakemake_look_for_jobs_ever_more_often(checkout):
+    with open(checkout / "Snakefile", "a") as stream:
+        stream.write('\nonsuccess: print("rate limit:", workflow.scheduler.job_rate_limiter)\n')
+    done = snakemake(checkout, "--cores", "1", "results/smoke/methods/svd.json", "--configfile", "config/smoke.yaml")
+    assert "rate limit: None" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -564,7 +630,7 @@ def test_tables_and_report_name_their_configuration_and_that_its_data_is_made_up
         assert "blocks (made up, protocol given)" in text
     (finished / "other.yaml").write_text(yaml.safe_dump(TINY))
     again = jobs(dry_run(finished, "all", "--configfile", "other.yaml"))
-    assert Counter(job["rule"] for job in again) == Counter(["table", "memory", "report", "all"])
+    assert Counter(job["rule"] for job in again) == Counter(["table", "memory", "compare", "report", "all"])
 
 
 @pytest.mark.slow
@@ -621,6 +687,13 @@ def test_changing_a_parameter_retrains_that_method_alone(finished):
 def test_editing_the_figures_redraws_and_retrains_nothing(finished, edit):
     edit("c2f/figures.py")
     assert rerun(finished) == Counter(["figure", "report"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["c2f/page.py", "c2f/page.js", "c2f/findings.py"])
+def test_editing_the_page_makes_it_again_and_nothing_else(finished, edit, file):
+    edit(file)
+    assert rerun(finished) == Counter(["report"])
 
 
 @pytest.mark.slow

@@ -1,3 +1,6 @@
+import json
+
+
 # What serving costs, one run after the other; all cores, so that nothing runs beside it.
 rule inference:
     input:
@@ -100,10 +103,52 @@ rule memory:
         "python -m c2f memory --runs {input.runs} --made_by {params.made_by:q} --output {params.stem} 2>&1 | tee {log}"
 
 
+rule compare:
+    input:
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        users=[
+            f"{folder}/per_user.parquet"
+            for dataset in GRID.datasets
+            for folder in GRID.folders(dataset)
+        ],
+        code=[module_file("c2f.compare"), module_file("c2f.stats")],
+    output:
+        csv=report(
+            "<output>/tables/compare.csv",
+            caption="../report/compare.rst",
+            category="Tables",
+        ),
+        md="<output>/tables/compare.md",
+        tex="<output>/tables/compare.tex",
+        variance="<output>/tables/compare-variance.csv",
+    log:
+        "<output>/logs/table/compare.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
+        made_by=made_by(),
+        plain=GRID.references["plain"],
+    shell:
+        "python -m c2f compare --runs {input.runs} --plain {params.plain} --made_by {params.made_by:q}"
+        " --output {params.stem} 2>&1 | tee {log}"
+
+
 rule figure:
     input:
         runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
-        code=[module_file("c2f.figures"), module_file("c2f.memory_figures")],
+        literature=lambda wildcards: GRID.figure_files(wildcards.name),
+        code=[
+            module_file(f"c2f.{name}")
+            for name in (
+                "figures",
+                "memory_figures",
+                "evidence_figures",
+                "compare",
+                "stats",
+            )
+        ],
     output:
         png=report(
             "<output>/figures/{name}.png",
@@ -136,10 +181,14 @@ rule figure:
 rule report:
     input:
         table="<output>/tables/main.csv",
+        compare="<output>/tables/compare.csv",
         figures=expand("<output>/figures/{name}.png", name=GRID.figures),
         captions=expand("<output>/figures/{name}.txt", name=GRID.figures),
         runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
-        code=module_file("c2f.report"),
+        code=[module_file(name) for name in ("c2f.report", "c2f.page", "c2f.findings")],
+        template=multiext(
+            os.path.splitext(module_file("c2f.page"))[0], ".html", ".css", ".js"
+        ),
     output:
         report(
             "<output>/report.html", caption="../report/report.rst", category="Report"
@@ -151,6 +200,10 @@ rule report:
         "../../environment.yml"
     params:
         made_by=made_by(),
+        spec=json.dumps({"families": GRID.families}),
+        full=GRID.references["full"],
+        plain=GRID.references["plain"],
     shell:
-        "python -m c2f report --tables {input.table} --figures {input.figures} --runs {input.runs}"
+        "python -m c2f report --tables {input.table} --compare {input.compare} --figures {input.figures}"
+        " --runs {input.runs} --full {params.full} --plain {params.plain} --spec {params.spec:q}"
         " --made_by {params.made_by:q} --output {output} 2>&1 | tee {log}"
