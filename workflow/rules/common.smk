@@ -1,4 +1,5 @@
 # What the rules need to know about the configuration. The logic, and its tests, are in c2f/grid.py.
+import json
 import os
 import shlex
 import sys
@@ -67,10 +68,9 @@ def training_on(dataset):
     return ["--training", changes] if changes else []
 
 
-def start_of(wildcards):
+def start_of(wildcards, seed=None):
     """Return the folder of the run that this one starts from, in a list that is empty where it starts from nothing."""
-    run = Run(
-        wildcards.dataset, wildcards.method, wildcards.budget, int(wildcards.seed)
-    )
+    seed = int(wildcards.seed) if seed is None else seed
+    run = Run(wildcards.dataset, wildcards.method, wildcards.budget, seed)
     start = GRID.start(run)
     return [GRID.folder(start)] if start else []

@@ -1,15 +1,3 @@
-import json
-
-
-def start_of_study(wildcards):
-    """Return the folder of the run that all trials start from, in a list that is empty where they start from nothing."""
-    run = Run(
-        wildcards.dataset, wildcards.method, wildcards.budget, GRID.tuning["seed"]
-    )
-    start = GRID.start(run)
-    return [GRID.folder(start)] if start else []
-
-
 # Settings searched on the validation pairs. The test pairs are not among the inputs; an interrupted study is taken up again.
 rule tune:
     input:
@@ -19,7 +7,7 @@ rule tune:
         method="<output>/methods/{method}.json",
         start=lambda wildcards: expand(
             "{folder}/{file}",
-            folder=start_of_study(wildcards),
+            folder=start_of(wildcards, GRID.tuning["seed"]),
             file=["run.json", "artifact.npz"],
         ),
     output:
@@ -36,7 +24,7 @@ rule tune:
         seed=GRID.tuning["seed"],
         space=json.dumps(GRID.tuning["space"], sort_keys=True),
         start=lambda wildcards: expand(
-            "--start {folder}", folder=start_of_study(wildcards)
+            "--start {folder}", folder=start_of(wildcards, GRID.tuning["seed"])
         ),
         training=lambda wildcards: training_on(wildcards.dataset),
         folder=lambda wildcards: f"{GRID.output}/tuning/{wildcards.dataset}/{wildcards.method}/{wildcards.budget}",
