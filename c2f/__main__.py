@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -392,7 +393,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step. Returns 0, 2 for a mistake that the user can mend, 130 when interrupted."""
+    """Run one step. Returns 0, 2 for a mistake that the user can mend, 130 when interrupted, 141 when unread."""
     options = vars(parser().parse_args(arguments))
     options.pop("step")
     function = options.pop("function")
@@ -400,6 +401,10 @@ def main(arguments: list[str] | None = None) -> int:
     words = [options.pop(argument.name) for argument in taken if argument.kind is argument.POSITIONAL_ONLY]
     try:
         function(*words, **options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except C2FError as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 2

@@ -303,6 +303,19 @@ def test_partition_keeps_the_parts_beside_the_data(tmp_path, capsys):
     assert len(list(data.glob("partition-4-*.npz"))) == 1
 
 
+def test_a_reader_that_has_enough_ends_a_step_without_a_traceback(tmp_path):
+    data = prepared(tmp_path)
+    step = subprocess.Popen(
+        [sys.executable, "-m", "c2f", "partition", "--data", data, "--parts", "4"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    step.stdout.close()  # before anything is written
+    assert (step.wait(), step.stderr.read()) == (141, b"")
+    step.stderr.close()
+
+
 def test_the_module_runs_from_any_folder(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "c2f", "--help"],
