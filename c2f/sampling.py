@@ -14,8 +14,8 @@ class TripleSampler:
     Raises DataError where a user has too few items left to draw negatives from.
     """
 
-    # Membership is asked of a small hashed table first; the few that it lets through are searched exactly.
-    _filter_bits = 24
+    # Membership is asked of a hashed table first; the few that it lets through are searched exactly.
+    _slots_per_pair = 8
 
     def __init__(self, train: Interactions, negatives: int):
         self.num_users, self.num_items, self.negatives = train.num_users, train.num_items, negatives
@@ -31,6 +31,7 @@ class TripleSampler:
         self._starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
         self._items = train.item
         self._pairs = train.user.astype(np.int64) * train.num_items + train.item  # sorted, as Interactions are
+        self._filter_bits = max(1, int(self._slots_per_pair * len(self._pairs)).bit_length())
         self._maybe = np.zeros(2**self._filter_bits, dtype=bool)
         self._maybe[self._slot(self._pairs)] = True
 

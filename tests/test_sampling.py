@@ -99,7 +99,7 @@ def test_is_training_pair_equals_a_set_lookup_also_where_the_filter_lets_everyth
     user, item = (grid.ravel() for grid in np.mgrid[:40, :30])
     expected = [pair in known for pair in zip(user.tolist(), item.tolist(), strict=True)]
     assert TripleSampler(train, 1).is_training_pair(user, item).tolist() == expected
-    monkeypatch.setattr(TripleSampler, "_filter_bits", 1)  # two slots, both taken
+    monkeypatch.setattr(TripleSampler, "_slots_per_pair", 0)  # two slots, both taken
     assert TripleSampler(train, 1).is_training_pair(user, item).tolist() == expected
 
 
