@@ -1,6 +1,3 @@
-import json
-
-
 # What serving costs, one run after the other; all cores, so that nothing runs beside it.
 rule inference:
     input:
