@@ -251,6 +251,21 @@ def compare(
     write_compare(runs, output, plain, made_by)
 
 
+def protocol_effect(
+    runs: Tables,
+    output: Stem,
+    full: Annotated[str, "the method whose runs without a budget the others are held against"],
+    made_by: MadeBy = "",
+) -> None:
+    """Write what the split recipe does to levels and order of methods: OUTPUT.csv, .md and OUTPUT-orders.csv.
+
+    For data that was run under more than one protocol; the others are left out.
+    """
+    from c2f.protocols import write_protocol_effect
+
+    write_protocol_effect(runs, output, full, made_by)
+
+
 def figure(
     name: Annotated[str, "the figure's name"],
     spec: Annotated[str, "its entry under `figures:` and what the grid adds to it, as JSON or a .json file"],
@@ -273,6 +288,7 @@ def report(
     compare: Annotated[Path | None, "compare table (csv), as `compare` writes it: which differences are noise"] = None,
     full: Annotated[str | None, "the method whose runs without a budget the others are held against"] = None,
     plain: Annotated[str | None, "the method that is a plain table"] = None,
+    protocols: Annotated[Paths, "what the split recipe does (csv), as `protocol_effect` writes it"] = None,
 ) -> None:
     """Write one self-contained HTML page: findings in words, an interactive plot, tables, figures, holes, provenance.
 
@@ -281,7 +297,7 @@ def report(
     from c2f.page import write_report
 
     families = json_argument(spec).get("families")
-    write_report(tables, figures or [], runs, output, made_by, families, compare, full, plain)
+    write_report(tables, figures or [], runs, output, made_by, families, compare, full, plain, protocols or [])
 
 
 def explain(path: Annotated[Path, "a file in figures/ or tables/, or report.html"], /) -> None:
@@ -356,7 +372,7 @@ def export(
 
 
 STEPS: list[Callable] = [download, prepare, check, resolve, partition, train, tune, freeze, evaluate, inference]
-STEPS += [collect, table, memory, compare, figure, report, explain, choose, recommend, export]
+STEPS += [collect, table, memory, compare, protocol_effect, figure, report, explain, choose, recommend, export]
 
 
 def parser() -> argparse.ArgumentParser:

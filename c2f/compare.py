@@ -67,12 +67,8 @@ METHOD = (
 """How the table is made."""
 
 
-def write_compare(runs: Sequence[Path], output: Path, plain: str, made_by: str = "") -> None:
-    """Write the compare table as `<output>.csv` (unrounded), `.md` and `.tex`, and `<output>-variance.csv`.
-
-    plain: the method that is a plain table; the runs' folders must hold per_user.parquet. Raises DataError where a file
-    is missing, damaged or of another version.
-    """
+def read_compared(runs: Sequence[Path]) -> pd.DataFrame:
+    """Return the runs that are compared, with where each lies and of which data it is a split. Raises DataError."""
     every = read_runs(runs)
     for column in _COLLECTED:
         if column not in every:
@@ -80,7 +76,16 @@ def write_compare(runs: Sequence[Path], output: Path, plain: str, made_by: str =
                 f"{', '.join(map(str, runs))}: there is no column {column!r}, so they are of another version; "
                 "run `python -m c2f collect` again"
             )
-    compared = every[every.role == "compared"]
+    return every[every.role == "compared"]
+
+
+def write_compare(runs: Sequence[Path], output: Path, plain: str, made_by: str = "") -> None:
+    """Write the compare table as `<output>.csv` (unrounded), `.md` and `.tex`, and `<output>-variance.csv`.
+
+    plain: the method that is a plain table; the runs' folders must hold per_user.parquet. Raises DataError where a file
+    is missing, damaged or of another version.
+    """
+    compared = read_compared(runs)
     table, variance = compare_table(compared, plain), variance_table(compared)
     texts = {
         ".csv": table.to_csv(index=False),
@@ -324,7 +329,7 @@ def variance_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return what model seeds and split seeds add to a metric's spread, where a method was run with several of both.
 
     Datasets of the same published files, recipe, k-core and sizes are splits of one another: a split is drawn from the
-    dataset's name and its split seed.
+    dataset's name and its split seed. Other recipes are not other splits: they stand apart (c2f.protocols).
     """
     rows = []
     keys = ["unsplit_data", "protocol", "budget", "method"]

@@ -29,7 +29,8 @@ from c2f.errors import ConfigError, DataError, did_you_mean
 from c2f.record import Artifact, disk_errors
 from c2f.seeds import seed_for
 
-RECIPE_FILES = {
+ROLES = ("train", "valid", "test")
+RECIPE_FILES = {  # that a recipe needs; legcf and holdout take a valid file too
     "legcf": ("train", "test"),
     "holdout": ("train", "test"),
     "given": ("train", "valid", "test"),
@@ -111,8 +112,9 @@ class RawFile:
 class DatasetSpec:
     """One entry of `datasets:` in config/config.yaml, checked; the defaults of every key live here.
 
-    files         train, test (and valid for `given`), any ending: {train.txt: {urls: [...], sha256 | git_blob: ...}}
-    generate      instead of files: arguments of generate_blocks
+    files         train, test, valid (legcf and holdout do without it, see split), any ending:
+                  {train.txt: {urls: [...], sha256 | git_blob: ...}}
+    generate      instead of files: arguments of generate_blocks, which makes all three
     format        lists (`user item item ...`) or table (two columns of a csv, tsv or RecBole .inter file)
     columns       table: names of the user and item column (a `:type` behind a name is ignored), or two positions
                   counted from 0, in a file without header
@@ -163,7 +165,7 @@ class DatasetSpec:
             given["generate"] = generated_arguments(spec["generate"], where)
             if spec.get("format", "lists") != "lists":
                 raise ConfigError(f"{where}: made-up data is written as lists; leave `format` out")
-            given["files"] = tuple(RawFile(f"{role}.txt") for role in RECIPE_FILES[spec["recipe"]])
+            given["files"] = tuple(RawFile(f"{role}.txt") for role in ROLES)
         else:
             given["files"] = _parse_files(spec["files"], spec["recipe"], where)
         if "columns" in spec:
@@ -191,12 +193,13 @@ def _parse_files(files: Mapping, recipe: str, where: str) -> tuple[RawFile, ...]
             raise ConfigError(f"{place}: urls must be a list of addresses")
         parsed.append(RawFile(name, tuple(urls), **sums))
     wanted = RECIPE_FILES[recipe]
-    if sorted(file.role for file in parsed) != sorted(wanted):
+    if sorted(file.role for file in parsed) not in (sorted(wanted), sorted(ROLES)):
+        more = "" if wanted == ROLES else ", and a valid file where there is one"
         raise ConfigError(
-            f"{where}: recipe {recipe} reads one file each of {', '.join(wanted)} (with any ending), "
+            f"{where}: recipe {recipe} reads one file each of {', '.join(wanted)} (with any ending){more}, "
             f"but files lists {', '.join(files) or 'none'}; rename the keys or choose another recipe"
         )
-    return tuple(sorted(parsed, key=lambda file: wanted.index(file.role)))
+    return tuple(sorted(parsed, key=lambda file: ROLES.index(file.role)))
 
 
 def _parse_columns(columns: list, where: str) -> tuple:
@@ -560,10 +563,16 @@ def split(published: dict[str, Interactions], recipe: str, rng: np.random.Genera
     holdout  valid: n/10 of each user's n training items, rounded down but at least 1, and none of a user who has
              only one (no user is left without training items); train: the others; test as published
     given    as published
+
+    Published validation pairs are training pairs under legcf and holdout, so that all three recipes use the same pairs.
     """
     if recipe == "given":
         return published
     train, test = published["train"], published["test"]
+    if "valid" in published:
+        both = (train, published["valid"])
+        user, item = (np.concatenate([getattr(pairs, kind) for pairs in both]) for kind in ("user", "item"))
+        train = Interactions.from_pairs(user, item, train.num_users, train.num_items)
     source = test if recipe == "legcf" else train
     n = np.bincount(source.user, minlength=source.num_users)
     num_valid = (n + 2) // 3 if recipe == "legcf" else np.where(n >= 2, np.maximum(1, n // 10), 0)
@@ -635,15 +644,15 @@ def prepare(name: str, spec: Mapping, raw: Path, output: Path) -> None:
         part: Interactions.from_pairs(table.user, table.item, parts.num_users, parts.num_items)
         for part, table in parts.tables.items()
     }
-    warnings = list(parts.warnings)
-    unseen = parts.num_items - len(np.unique(published["train"].item))
-    if unseen:
-        warnings.append(f"items: {unseen:,} of {parts.num_items:,} have no training pair (isolated nodes)")
     rng = np.random.default_rng(seed_for(dataset.split_seed, name, "split", dataset.recipe))
     pairs = split(published, dataset.recipe, rng)
     for part, table in pairs.items():
         if not len(table):
             raise DataError(f"{name}: recipe {dataset.recipe} leaves no {part} pairs; choose another recipe or data")
+    warnings = list(parts.warnings)
+    unseen = parts.num_items - len(np.unique(pairs["train"].item))
+    if unseen:
+        warnings.append(f"items: {unseen:,} of {parts.num_items:,} have no training pair (isolated nodes)")
     pairs, old = shuffle_ids(pairs, np.random.default_rng(seed_for(dataset.split_seed, name, "ids")))
     stats = {
         "name": name,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from c2f.data import DatasetSpec, Interactions, RawFile, generate_blocks
+from c2f.data import DatasetSpec, RawFile, generate_blocks
 from c2f.errors import DataError
 from c2f.record import disk_errors
 
@@ -40,6 +40,8 @@ class Patience:
 
 def download(name: str, spec: Mapping, output: Path, patience: Patience | None = None) -> None:
     """Write the raw files of dataset `name` into the folder `output`; made-up data is generated there.
+
+    Datasets that are `like:` another share its files: the workflow asks for them under that other's name.
 
     Each file is looked for in `output` itself, below C2F_DATA_MIRROR (a folder or URL that holds <dataset>/<file>)
     and at its URLs, in this order; what arrived before an interruption (`<file>.part`) is continued. A file counts
@@ -187,13 +189,8 @@ def _missing(file: RawFile, dataset: str, target: Path, failures: list[str]) -> 
 
 
 def write_generated(dataset: DatasetSpec, output: Path) -> None:
-    """Write the made-up pairs as lists; where the recipe draws its own validation pairs, valid is part of test."""
-    parts = generate_blocks(**(dataset.generate or {}))
-    if dataset.recipe != "given":
-        valid, test = parts.pop("valid"), parts["test"]
-        users, items = np.concatenate([valid.user, test.user]), np.concatenate([valid.item, test.item])
-        parts["test"] = Interactions.from_pairs(users, items, test.num_users, test.num_items)
-    for name, pairs in parts.items():
+    """Write the made-up pairs as lists: three files, whatever the recipe."""
+    for name, pairs in generate_blocks(**(dataset.generate or {})).items():
         target = output / f"{name}.txt"
         part = target.with_name(target.name + ".part")
         items_of = np.split(pairs.item, np.flatnonzero(np.diff(pairs.user)) + 1)

@@ -95,7 +95,10 @@ class Grid:
         _check_names(self.methods, config["methods"], "method", "grid.methods")
         _check_names(self.references.values(), config["methods"], "method", "references")
         _check_names(self.figures, config["figures"], "figure", "grid.figures")
-        for dataset in self.datasets:
+        found = {name: _inherit(config["datasets"], name, "dataset") for name in config["datasets"]}
+        self.data = {name: entry for name, (_, entry) in found.items()}
+        self.roots = {name: _root(config["datasets"], lineage) for name, (lineage, _) in found.items()}
+        for dataset in dict.fromkeys([*self.datasets, *(self.roots[dataset] for dataset in self.datasets)]):
             DatasetSpec.parse(dataset, self._data_entry(dataset))
         self._check_metrics(TABLE_METRICS, "the tables")
         ordered = [name for name in order if name in config["methods"]]
@@ -134,7 +137,7 @@ class Grid:
 
     def tuned_spec(self, dataset: str) -> str:
         """Return what the freeze step is told, as JSON; runs with the settings found have an `output` of their own."""
-        made_up = "generate" in self.config["datasets"][dataset]
+        made_up = "generate" in self.data[dataset]
         return json.dumps({"output": f"{self.output}/{dataset}", "made_up": made_up, "families": self.families})
 
     def start(self, run: Run) -> Run | None:
@@ -168,17 +171,27 @@ class Grid:
             spec["files"] = sums
         return json.dumps(spec, sort_keys=True)
 
+    @cached_property
+    def several_protocols(self) -> bool:
+        """Whether one dataset is run under more than one recipe: entries that differ in recipe and split seed alone."""
+        recipes: dict[str, set[str]] = {}
+        for dataset in self.datasets:
+            spec = json.loads(self.data_spec(dataset, urls=False))
+            recipe, _ = spec.pop("recipe"), spec.pop("split_seed", None)
+            recipes.setdefault(json.dumps(spec, sort_keys=True), set()).add(recipe)
+        return any(len(found) > 1 for found in recipes.values())
+
     def data_training(self, dataset: str) -> str | None:
         """Return the training settings that hold for every method on this dataset, as JSON, or None."""
-        changes = self.config["datasets"][dataset].get("training")
+        changes = self.data[dataset].get("training")
         return json.dumps(changes, sort_keys=True) if changes else None
 
     def threads(self, dataset: str) -> int:
-        return self.config["datasets"][dataset].get("threads", 1)
+        return self.data[dataset].get("threads", 1)
 
     def gpus(self, dataset: str, method: str) -> int:
         """Return 0 where a method is told to work on the processor, else 1 (it may find a GPU)."""
-        changes = self.config["datasets"][dataset].get("training", {})
+        changes = self.data[dataset].get("training", {})
         training = {**self.config["training"], **self.entries[method].training, **changes}
         return int(training.get("device") != "cpu")
 
@@ -257,14 +270,12 @@ class Grid:
 
     def caption(self, name: str) -> str:
         """Return a figure's caption."""
-        spec, datasets = self.config["figures"][name], self.config["datasets"]
-        data = [(dataset, datasets[dataset]["recipe"], "generate" in datasets[dataset]) for dataset in self.datasets]
-        return figure_caption(spec.get("draw", name), data, self._seeds(name))
+        data = [(name, self.data[name]["recipe"], "generate" in self.data[name]) for name in self.datasets]
+        return figure_caption(self.config["figures"][name].get("draw", name), data, self._seeds(name))
 
     def _data_entry(self, dataset: str) -> dict:
         """Return a dataset's entry without what is none of the data steps' business."""
-        entry = self.config["datasets"][dataset].items()
-        return {key: value for key, value in entry if key not in ("threads", "training")}
+        return {key: value for key, value in self.data[dataset].items() if key not in ("threads", "training")}
 
     def _drawn(self, name: str) -> list[str]:
         spec = self.config["figures"][name]
@@ -435,16 +446,27 @@ def module_file(module: str) -> str | None:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _entry(methods: dict, name: str) -> Entry:
+def _inherit(entries: dict, name: str, kind: str) -> tuple[list[str], dict]:
+    """Return an entry's own name, the name it is `like`, and so on; and the entry with all that it inherits."""
     lineage = [name]
-    while (parent := methods[lineage[-1]].get("like")) is not None:
-        _check_names([parent], methods, "method", f"methods.{lineage[-1]}.like")
+    while (parent := entries[lineage[-1]].get("like")) is not None:
+        _check_names([parent], entries, kind, f"{kind}s.{lineage[-1]}.like")
         if parent in lineage:
-            raise ConfigError(f"methods.{name} is like itself, by way of {parent!r}; {WAY_OUT}")
+            raise ConfigError(f"{kind}s.{name} is like itself, by way of {parent!r}; {WAY_OUT}")
         lineage.append(parent)
     merged: dict = {}
     for ancestor in reversed(lineage):
-        merged = _merge(merged, methods[ancestor])
+        merged = _merge(merged, entries[ancestor])
+    return lineage, {key: value for key, value in merged.items() if key != "like"}
+
+
+def _root(datasets: dict, lineage: list[str]) -> str:
+    """Return the nearest entry that has `files` or `generate` itself: they are downloaded once, under its name."""
+    return next((name for name in lineage if "files" in datasets[name] or "generate" in datasets[name]), lineage[-1])
+
+
+def _entry(methods: dict, name: str) -> Entry:
+    lineage, merged = _inherit(methods, name, "method")
     if "uses" not in merged:
         known = sorted(other for other, entry in methods.items() if "uses" in entry or "like" in entry)
         raise ConfigError(

@@ -15,6 +15,7 @@ from c2f.compare import cells_of, read_compare
 from c2f.figures import method_styles
 from c2f.findings import findings
 from c2f.memory_figures import VIEWS, by_view, on_frontier
+from c2f.protocols import LEGEND, WARNING, read_protocol_effect, sentences, titled
 from c2f.record import write_atomically
 from c2f.report import (
     data_checksums,
@@ -58,12 +59,14 @@ def write_report(
     compare: Path | None = None,
     full: str | None = None,
     plain: str | None = None,
+    protocols: Sequence[Path] = (),
 ) -> None:
     """Write one HTML file that needs no other: findings, an interactive plot, tables, figures (png), holes, provenance.
 
     families: names of methods that have one colour (None: each its own). compare: the compare table (csv), for what is
     said of differences. full, plain: the methods that others are held against, without a budget and at the same bytes.
-    Raises DataError for a missing or damaged file.
+    protocols: what the split recipe does (csv), where data was run under several. Raises DataError for a missing or
+    damaged file.
     """
     table, starts = read_runs(runs), read_runs(runs, starts=True)
     points = plot_data(table, families)
@@ -74,6 +77,7 @@ def write_report(
         controls=_controls(points),
         tables="".join(to_html(read_main_table(path)) for path in tables),
         columns=_facts(COLUMNS),
+        protocols="".join(_protocols(path, full or "the full table") for path in protocols),
         memory=memory_html(table),
         figures="".join(map(_figure, figures)) or "<p>None asked for.</p>",
         holes=_holes(main_table(table)),
@@ -217,6 +221,18 @@ def to_html(table: pd.DataFrame) -> str:
         body = f"<summary>{html.escape(title)}</summary>{_scroll(_html_table(rows), f'{dataset}: {title}')}"
         text += f"<details{' open' if title.endswith('by budget') else opened}>{body}</details>\n"
     return text
+
+
+def _protocols(path: Path, full: str) -> str:
+    """Return what the split recipe does as HTML, each table to be opened."""
+    table, orders = read_protocol_effect(path)
+    said = "".join(f"<li><b>{html.escape(label)}.</b> {words}</li>" for label, words in sentences(table, orders))
+    text = f'<h2 id="protocols">Protocols</h2>\n<p>{WARNING}</p>\n<ul>{said}</ul>\n'
+    for data, title, rows in titled(table, orders, "<b>{}</b>"):
+        body = _scroll(_html_table(rows), f"{data}: {title}")
+        text += f"<details><summary>{html.escape(f'{data}: {title}')}</summary>{body}</details>\n"
+    columns = _facts({name: meaning.format(full=full) for name, meaning in LEGEND.items()})
+    return f"{text}<details><summary>What these columns mean</summary>{columns}</details>\n"
 
 
 def memory_html(runs: pd.DataFrame) -> str:

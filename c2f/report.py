@@ -486,8 +486,8 @@ def size_in_words(amount: float, kind: str) -> str:
 
 def is_number(column: str) -> bool:
     """Return whether a printed column holds numbers, which are aligned right."""
-    texts = ("dataset", "method", "budget", "budgets", "status", "what happened", "why not more", "pairs", "sha256")
-    return column not in texts
+    texts = ["dataset", "method", "budget", "budgets", "status", "what happened", "why not more", "pairs", "sha256"]
+    return column not in [*texts, "first", "second", "which"]
 
 
 def mean_and_sd(mean: float, sd: float) -> str:

@@ -1,5 +1,6 @@
 """The compare table: the winner is bold, what noise may have made is underlined, a plain table is always a rival."""
 
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def evaluated(folder: Path, method: str, seed: int, lift: float, *, shift=0.0, b
 
 def placed(row: dict, folder: Path | str = "nowhere", data: str = PUBLISHED) -> dict:
     return row | {"folder": str(folder), "unsplit_data": data}
+
+
+def unsplit(recipe: str, k_core: int = 0) -> str:
+    """What `collect` writes of data that were split by a recipe."""
+    source = {"source": {"train.txt": "abc"}, "recipe": recipe, "k_core": k_core}
+    return json.dumps(source | {"num_users": 30, "num_items": 20})
 
 
 def three_methods(folder: Path, seeds=(1, 2, 3)) -> list[dict]:
@@ -196,6 +203,17 @@ def test_splits_of_the_same_data_are_told_from_seeds(tmp_path):
     assert row.sd_split_seed == pytest.approx(np.sqrt((0.2**2 - 0.02**2 / 2) / 2))
     others = [each | {"unsplit_data": each["dataset"]} for each in rows]  # other data, not another split
     assert variance_table(runs_table(*others)).empty
+
+
+def test_another_recipe_is_no_other_split(tmp_path):
+    """Two entries with the same files, as `like:` makes them: what collect writes of them differs in the recipe."""
+    rows = [
+        placed(run_row("legcf", seed=seed, dataset=f"toy-{recipe}", protocol=recipe), data=unsplit(recipe))
+        for recipe in ("given", "legcf")
+        for seed in (1, 2)
+    ]
+    assert variance_table(runs_table(*rows)).empty
+    assert not variance_table(runs_table(*(row | {"protocol": "given", "unsplit_data": "same"} for row in rows))).empty
 
 
 def test_the_spread_by_split_stands_in_the_text_where_there_are_splits(tmp_path):

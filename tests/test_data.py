@@ -280,6 +280,34 @@ def test_holdout_takes_a_tenth_of_the_training_items_and_leaves_every_user_some(
     assert parts["test"] is test
 
 
+@pytest.mark.parametrize(
+    ("recipe", "train", "valid", "test"),
+    [("given", 10, 2, 6), ("legcf", 12, 2, 4), ("holdout", 11, 1, 6)],  # ceil(6 / 3) = 2 of test; 12 // 10 = 1 of train
+)
+def test_published_validation_pairs_are_training_pairs_where_a_recipe_draws_its_own(
+    tmp_path, recipe, train, valid, test
+):
+    """A user with 10 training, 2 validation and 6 test items: 18 pairs under every recipe."""
+    files = {"train.txt": "0 0 1 2 3 4 5 6 7 8 9\n", "valid.txt": "0 10 11\n", "test.txt": "0 12 13 14 15 16 17\n"}
+    output = prepare_texts(tmp_path, files, recipe=recipe)
+    counts = {"train": train, "valid": valid, "test": test}
+    assert {part: len(pairs_of(output, part)) for part in counts} == counts
+    assert sorted(item for part in counts for _, item in pairs_of(output, part)) == list(range(18))
+    held_out = {item for _, item in pairs_of(output, "test")}
+    assert held_out <= set(range(12, 18))  # no recipe tests on what was published for training or validation
+
+
+def test_k_core_keeps_the_same_pairs_under_every_recipe(tmp_path):
+    """By published training pairs alone: user 2 and item 3 go, though each has one more in valid.txt."""
+    files = {"train.txt": "0 0 1\n1 0 1 3\n2 0\n3 2 4 5\n4 2 4 5\n"}
+    files |= {"valid.txt": "0 3\n1 2\n2 1\n", "test.txt": "0 2 4 5\n1 4\n2 3\n"}
+    train = [(0, 0), (0, 1), (1, 0), (1, 1), *((user, item) for user in (3, 4) for item in (2, 4, 5))]
+    for recipe in data.RECIPE_FILES:
+        output = prepare_texts(tmp_path, files, recipe=recipe, k_core=2)
+        kept = sorted(pair for part in data.ROLES for pair in pairs_of(output, part))
+        assert kept == sorted([*train, (1, 2), (0, 2), (0, 4), (0, 5), (1, 4)])
+
+
 @pytest.mark.parametrize(("recipe", "source"), [("legcf", "test"), ("holdout", "train")])
 def test_valid_and_rest_are_disjoint_sorted_and_together_what_was_published(recipe, source):
     rng = np.random.default_rng(3)
@@ -556,6 +584,7 @@ FILES = {"train.txt": {"sha256": "0" * 64}, "test.txt": {"git_blob": "0" * 40, "
         ({"files": FILES}, ["no `recipe`", "legcf, holdout, given"]),
         ({"recipe": "legcf"}, ["either `files` (published) or `generate` (made up)"]),
         ({"files": FILES, "recipe": "given"}, ["recipe given reads", "train, valid, test", "train.txt, test.txt"]),
+        ({"files": {**FILES, "all.txt": FILES["train.txt"]}, "recipe": "holdout"}, ["train, test", "and a valid file"]),
         ({"files": FILES, "recipe": "legcf", "k_core": -1}, ["k_core is -1", "whole number of at least 0"]),
         ({"files": FILES, "recipe": "legcf", "split_seed": "a"}, ["split_seed is 'a'"]),
         ({"files": FILES, "recipe": "legcf", "remap": "yes"}, ["remap is 'yes'"]),
@@ -652,14 +681,18 @@ def real_spec(name: str, files: list[str], recipe: str) -> dict:
         ("gowalla", "legcf", (29_858, 40_981, 810_128, 80_990, 136_252), "13b4022dbfdb"),
         ("gowalla", "holdout", (29_858, 40_981, 737_091, 73_037, 217_242), "022cfd74fcbd"),
         ("ml-1m", "given", (6_039, 3_628, 590_733, 80_897, 164_848), "45c77b44e69d"),
+        ("ml-1m", "legcf", (6_039, 3_628, 671_630, 57_015, 107_833), "286ab57100aa"),
+        ("ml-1m", "holdout", (6_039, 3_628, 607_174, 64_456, 164_848), "154ee1d795cd"),
         ("lastfm", "given", (1_885, 17_388, 64_315, 9_143, 18_321), "a8c2e5046809"),
+        ("lastfm", "legcf", (1_885, 17_388, 73_458, 7_325, 10_996), "8bb7d4f06379"),
+        ("lastfm", "holdout", (1_885, 17_388, 66_130, 7_328, 18_321), "d739a0e11013"),
     ],
 )
 def test_real_datasets_have_their_published_counts_and_one_split_in_published_ids(
     tmp_path, name, recipe, counts, valid
 ):
     """valid: how the checksum of the validation pairs in published ids begins; it must never change."""
-    files = ["train.txt", "valid.txt", "test.txt"] if recipe == "given" else ["train.txt", "test.txt"]
+    files = ["train.txt", "test.txt"] if name == "gowalla" else ["train.txt", "valid.txt", "test.txt"]
     prepare(name, real_spec(name, files, recipe), REAL / name, tmp_path)
     stats = load_stats(tmp_path / "stats.json")
     assert tuple(stats[f"num_{what}"] for what in ("users", "items", "train", "valid", "test")) == counts

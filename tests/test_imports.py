@@ -28,11 +28,13 @@ WITHOUT_TORCH = [
     "inference",
     "memory_figures",
     "page",
+    "protocols",
     "record",
     "report",
     "seeds",
     "serve",
     "settings",
+    "slots",
     "stats",
 ]
 

@@ -51,7 +51,7 @@ def options(**values) -> list:
 
 def test_the_steps_are_those_of_the_design():
     expected = "download prepare check resolve partition train tune freeze evaluate inference"
-    expected += " collect table memory compare figure report explain choose recommend export"
+    expected += " collect table memory compare protocol_effect figure report explain choose recommend export"
     assert [function.__name__ for function in STEPS] == expected.split()
 
 

@@ -36,12 +36,12 @@ def grid_runs() -> list[dict]:
     return [row for row in rows if row not in missing] + holes
 
 
-def report(folder: Path, *rows: dict, script: str = "") -> Path:
+def report(folder: Path, *rows: dict, script: str = "", **more) -> Path:
     """Write the report of these runs; `script` is run in it after its own."""
     runs = saved(folder, *rows)
     write_table([runs], folder / "main")
     page = folder / "report.html"
-    write_report([folder / "main.csv"], [], [runs], page, plain="short-vectors", full="lightgcn")
+    write_report([folder / "main.csv"], [], [runs], page, plain="short-vectors", full="lightgcn", **more)
     if script:
         page.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
     return page

@@ -80,6 +80,7 @@ def test_a_mistake_is_named_with_value_place_and_what_is_wanted(mapping, message
         ("patience", 0, "at least 1"),
         ("clip_value", 0, "above 0, or null"),
         ("max_seconds", -1, "above 0, or null"),
+        ("valid_users", 1, "at least 2 (one has no spread), or null"),
         ("select_on", "ndcg@10", "one of 'ndcg@5', 'ndcg@20', 'recall@20'"),
         ("device", "gpu", "one of 'auto', 'cpu', 'cuda'"),
     ],

@@ -78,6 +78,36 @@ def test_an_entry_is_told_to_resolve_without_its_budgets():
     assert grid(more).entries["lightgcn"].to_json() == grid().entries["lightgcn"].to_json()
 
 
+def test_a_dataset_like_another_has_its_files_and_settings_but_for_what_it_changes():
+    changes = {
+        "datasets": {
+            "ml-1m": {"training": {"batch_size": 16384}},
+            "mine": {"like": "ml-1m-holdout", "k_core": 5, "training": {"lr": 0.1}},
+            "other-files": {"like": "ml-1m-legcf", "files": {"test.txt": {"sha256": "0" * 64}}},
+            "more-blocks": {"like": "blocks", "generate": {"num_blocks": 4}},
+        }
+    }
+    whole = grid(changes)
+    mine, given = (json.loads(whole.data_spec(name, urls=True)) for name in ("mine", "ml-1m"))
+    assert mine == given | {"recipe": "holdout", "k_core": 5}
+    assert json.loads(whole.data_training("mine")) == {"batch_size": 16384, "lr": 0.1}
+    assert (whole.threads("gowalla-holdout"), whole.data["more-blocks"]["generate"]["num_users"]) == (2, 600)
+    names = ("ml-1m", "ml-1m-legcf", "mine", "other-files", "more-blocks", "gowalla-holdout")
+    roots = ["ml-1m", "ml-1m", "ml-1m", "other-files", "more-blocks", "gowalla"]  # whose files it has
+    assert [whole.roots[name] for name in names] == roots
+
+
+def test_one_dataset_under_several_recipes_is_told_from_other_data():
+    def several(*datasets: str, **entries: dict) -> bool:
+        return grid({"grid": {"datasets": list(datasets)}, "datasets": entries}).several_protocols
+
+    assert several("gowalla-holdout", "lastfm", "gowalla") and several("ml-1m-legcf", "ml-1m-holdout")
+    assert not several("gowalla", "lastfm-holdout")
+    assert not several("lastfm", "again", again={"like": "lastfm", "split_seed": 1})  # another split, the same recipe
+    assert several("lastfm", "again", again={"like": "lastfm-legcf", "split_seed": 1})
+    assert not several("lastfm", "core", core={"like": "lastfm-legcf", "k_core": 5})  # other pairs
+
+
 def test_urls_and_threads_do_not_reach_the_prepare_step():
     changes = {"datasets": {"gowalla": {"threads": 7, "files": {"train.txt": {"urls": ["https://elsewhere.org/t"]}}}}}
     assert grid(changes).data_spec("gowalla", urls=False) == grid().data_spec("gowalla", urls=False)
@@ -197,6 +227,22 @@ MISTAKES = {
     "output with a blank": ({"output": "results/my run"}, "output = 'results/my run': "),
     "absolute output": ({"output": "/results"}, "output = '/results': "),
     "two sources": ({"datasets": {"blocks": {"files": {"a.txt": {}}}}}, "datasets: blocks needs either `files`"),
+    "dataset like": (
+        {"datasets": {"ml-1m-legcf": {"like": "ml-1n"}}},
+        "unknown dataset 'ml-1n' in datasets.ml-1m-legcf.like; did you mean 'ml-1m'?",
+    ),
+    "dataset like itself": (
+        {"datasets": {"ml-1m": {"like": "ml-1m-legcf"}}},
+        "is like itself, by way of",
+    ),
+    "no recipe": (
+        {"grid": {"datasets": ["mine"]}, "datasets": {"mine": {"generate": {}}}},
+        "datasets: mine has no `recipe`; give one of legcf, holdout, given",
+    ),
+    "recipe of too few files": (
+        {"grid": {"datasets": ["mine"]}, "datasets": {"mine": {"like": "gowalla", "recipe": "given"}}},
+        "datasets: mine: recipe given reads one file each of train, valid, test (with any ending), but files lists",
+    ),
     "no source": (
         {"grid": {"datasets": ["mine"]}, "datasets": {"mine": {"recipe": "given"}}},
         "datasets: mine needs either `files`",
@@ -499,14 +545,31 @@ def test_a_grid_has_a_run_for_each_cell_and_those_that_they_start_from():
 @pytest.mark.parametrize("file", CONFIGS)
 def test_a_dry_run_has_as_many_jobs_as_the_grid_has_runs(checkout, file):
     whole = grid(file=file)
-    each = {rule: len(whole.datasets) for rule in ("download", "prepare", "inference", "collect")}
+    each = {rule: len(whole.datasets) for rule in ("prepare", "inference", "collect")}
+    each["download"] = len({whole.roots[dataset] for dataset in whole.datasets})
     runs = {"train": len(whole.trained), "evaluate": len(whole.asked)}
     once = {"resolve": len({run.method for run in whole.trained}), "figure": len(whole.figures)}
+    once["protocol_effect"] = int(file == "protocols.yaml")
     expected = {**each, **runs, **once, "table": 1, "memory": 1, "compare": 1, "report": 1, "all": 1}
     expected = {rule: count for rule, count in expected.items() if count}
     done = snakemake(checkout, "-n", "all", "--configfile", f"config/{file}", "--quiet", "rules")
     assert done.returncode == 0, done.stderr
     assert job_counts(done.stdout + done.stderr) == {**expected, "total": sum(expected.values())}
+
+
+def test_datasets_like_one_another_share_one_download_and_are_set_side_by_side(checkout):
+    changes = {
+        "datasets": {f"blocks-{recipe}": {"like": "blocks", "recipe": recipe} for recipe in ("legcf", "holdout")}
+    }
+    changes["grid"] = {"datasets": ["blocks-legcf", "blocks-holdout"]}
+    (checkout / "recipes.yaml").write_text(yaml.safe_dump(update(BLOCKS, changes)))
+    found = jobs(dry_run(checkout, "all", "--configfile", "recipes.yaml"))
+    assert [job["dataset"] for job in found if job["rule"] == "download"] == ["blocks"]
+    prepared = {job["dataset"]: job["input"] for job in found if job["rule"] == "prepare"}
+    assert prepared == dict.fromkeys(["blocks-legcf", "blocks-holdout"], "results/data/blocks/raw/.downloaded")
+    [effect] = [job for job in found if job["rule"] == "protocol_effect"]
+    [report] = [job for job in found if job["rule"] == "report"]
+    assert "results/tables/protocol_effect.csv" in effect["output"] and "protocol_effect.csv" in report["input"]
 
 
 def test_config_readme_counts_the_training_jobs_of_every_file_and_says_where_they_write():

@@ -1,3 +1,4 @@
+# What is `like:` another dataset has its files: they are downloaded once, under the name of the entry that names them.
 rule download:
     output:
         touch("results/data/{dataset}/raw/.downloaded"),
@@ -16,7 +17,7 @@ rule download:
 
 rule prepare:
     input:
-        "results/data/{dataset}/raw/.downloaded",
+        lambda wildcards: f"results/data/{GRID.roots[wildcards.dataset]}/raw/.downloaded",
     output:
         multiext(
             "results/data/{dataset}/",

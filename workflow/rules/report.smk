@@ -132,6 +132,38 @@ rule compare:
         " --output {params.stem} 2>&1 | tee {log}"
 
 
+# Asked for where one dataset is run under several recipes.
+rule protocol_effect:
+    input:
+        runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
+        users=[
+            f"{folder}/per_user.parquet"
+            for dataset in GRID.datasets
+            for folder in GRID.folders(dataset)
+        ],
+        code=[module_file(f"c2f.{name}") for name in ("protocols", "compare", "stats")],
+    output:
+        csv=report(
+            "<output>/tables/protocol_effect.csv",
+            caption="../report/protocol_effect.rst",
+            category="Tables",
+        ),
+        md="<output>/tables/protocol_effect.md",
+        orders="<output>/tables/protocol_effect-orders.csv",
+    log:
+        "<output>/logs/table/protocol_effect.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=lambda wildcards, output: os.path.splitext(output.csv)[0],
+        made_by=made_by(),
+        full=GRID.references["full"],
+    shell:
+        "python -m c2f protocol_effect --runs {input.runs} --full {params.full} --made_by {params.made_by:q}"
+        " --output {params.stem} 2>&1 | tee {log}"
+
+
 rule figure:
     input:
         runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
@@ -179,10 +211,14 @@ rule report:
     input:
         table="<output>/tables/main.csv",
         compare="<output>/tables/compare.csv",
+        protocols=["<output>/tables/protocol_effect.csv"] * GRID.several_protocols,
         figures=expand("<output>/figures/{name}.png", name=GRID.figures),
         captions=expand("<output>/figures/{name}.txt", name=GRID.figures),
         runs=expand("<output>/tables/runs-{dataset}.parquet", dataset=GRID.datasets),
-        code=[module_file(name) for name in ("c2f.report", "c2f.page", "c2f.findings")],
+        code=[
+            module_file(f"c2f.{name}")
+            for name in ("report", "page", "findings", "protocols")
+        ],
         template=multiext(
             os.path.splitext(module_file("c2f.page"))[0], ".html", ".css", ".js"
         ),
@@ -202,5 +238,5 @@ rule report:
         plain=GRID.references["plain"],
     shell:
         "python -m c2f report --tables {input.table} --compare {input.compare} --figures {input.figures}"
-        " --runs {input.runs} --full {params.full} --plain {params.plain} --spec {params.spec:q}"
+        " --protocols {input.protocols} --runs {input.runs} --full {params.full} --plain {params.plain} --spec {params.spec:q}"
         " --made_by {params.made_by:q} --output {output} 2>&1 | tee {log}"
