@@ -201,6 +201,7 @@ class RunRecord:
     stages: list
     seconds: float
     peak_rss_bytes: int
+    peak_cuda_bytes: int | None
     device: str
     threads: int
     versions: dict

@@ -41,7 +41,7 @@ NO_SHAPE_SHOWS = {"num_layers", "activation"}
 """Parameters that a run must share with the one it starts from; others show in the shapes of its arrays."""
 NOT_TRAINING = {"__init__", "__main__", "captions", "choose", "compare", "data", "diagnostics", "download"}
 NOT_TRAINING |= {"evidence_figures", "explain", "export", "figures", "findings", "grid", "inference", "memory_figures"}
-NOT_TRAINING |= {"page", "report", "serve", "stats", "tuning"}
+NOT_TRAINING |= {"page", "report", "serve", "slots", "stats", "tuning"}
 """Modules of this package that cannot change a trained model; an interrupted run is taken up again by the others'."""
 
 
@@ -218,6 +218,7 @@ def train(
         stages=[_stage(report) for report in trainer.reports] if trainer else [],
         seconds=round(trainer.seconds() if trainer else time.perf_counter() - began, 3),
         peak_rss_bytes=record.peak_rss_bytes(),
+        peak_cuda_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None,
         device=str(trainer.device if trainer else pick_device(settings.device)),
         threads=torch.get_num_threads(),
         versions=versions,

@@ -7,6 +7,7 @@ with Q the sum of the squared norms of the batch's layer-0 rows (METHODS.md 1.5)
 import contextlib
 import copy
 import math
+import os
 import signal
 import time
 import zipfile
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from c2f import kernels
+from c2f import kernels, slots
 from c2f.adam import Adam
 from c2f.data import Interactions
 from c2f.errors import ConfigError, DivergedError
@@ -43,7 +44,9 @@ class TrainingSettings:
     lr: Adam's learning rate; batch_size: in triples; negatives: per positive; l2: lambda of METHODS.md 1.5 (the kappa
     of LEGCF and C2F is l2 / 2e-4); clip_value: gradients are clipped to +-this, null for never; max_epochs,
     evaluate_every (epochs) and patience (evaluations) hold for each stage; select_on: what stops and selects;
-    max_seconds: wall-clock cap of the run, null for none; device: auto takes CUDA where there is one.
+    valid_users: rank so many of the users with validation pairs, null for all (see sampled_users);
+    max_seconds: wall-clock cap of the run, null for none; device: auto takes CUDA where there is one;
+    deterministic: choose torch's deterministic algorithms (see pick_device).
     """
 
     lr: float = 1e-3
@@ -55,8 +58,10 @@ class TrainingSettings:
     evaluate_every: int = 5
     patience: int = 5
     select_on: Literal["ndcg@5", "ndcg@20", "recall@20"] = "ndcg@20"
+    valid_users: int | None = None
     max_seconds: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
 
     def __post_init__(self):
         check(self.lr > 0, "lr", self.lr, "above 0")
@@ -66,6 +71,8 @@ class TrainingSettings:
         for name in ("clip_value", "max_seconds"):
             value = getattr(self, name)
             check(value is None or value > 0, name, value, "above 0, or null")
+        some = self.valid_users is None or self.valid_users >= 2
+        check(some, "valid_users", self.valid_users, "at least 2 (one has no spread), or null")
 
 
 @dataclass
@@ -73,7 +80,8 @@ class StageReport:
     """What one stage did; `stopped_by` is one of patience, epochs, time, condition.
 
     max_epochs: where it would have ended, in this stage (the setting may change before an interrupted run goes on);
-    best_value: -inf where nothing was evaluated.
+    best_value: -inf where nothing was evaluated; best_value_error: its standard error from ranking a sample of the
+    users with validation pairs, 0 where all are ranked.
     """
 
     name: str
@@ -81,6 +89,7 @@ class StageReport:
     epochs: int = 0
     best_epoch: int = 0
     best_value: float = -math.inf
+    best_value_error: float = 0.0
     stopped_by: str = ""
     max_epochs: int = 0
     steps: int = 0
@@ -106,9 +115,10 @@ class Trainer:
         partitions: Path | None = None,
         progress: bool = False,
     ):
-        self.device = pick_device(settings.device)
+        self.device = pick_device(settings.device, settings.deterministic)
         self.graph = TrainingGraph(graph, self.device)
         self.valid, self.settings, self.seed = valid, settings, seed
+        self._ranked = valid if settings.valid_users is None else sampled_users(valid, settings.valid_users)
         self.sampler = TripleSampler(graph.train, settings.negatives)
         self.reports: list[StageReport] = []
         self.curve: list[dict] = []
@@ -175,7 +185,7 @@ class Trainer:
             if start_counts:
                 best = _copied(method) if keep == "best" else None
             else:
-                report.best_value = -math.inf
+                report.best_value, report.best_value_error = -math.inf, 0.0
         self.reports.append(report)
         step = _Step(method, self.graph, self.settings)
         report.collapsed, report.max_epochs = step.collapsed, max_epochs
@@ -291,7 +301,8 @@ class Trainer:
     def _evaluate(self, method, report: StageReport, loss: float) -> bool:
         """Add a row to the curve; return whether the method's state is strictly the stage's best so far."""
         ks = sorted({int(name.split("@")[1]) for name in VALIDATION_METRICS})
-        scores = means(self.validate(method, ks))
+        per_user = self._rank(method, self._ranked, ks)
+        scores = means(per_user)
         values = {name: scores.get(name, 0.0) for name in VALIDATION_METRICS}
         self.curve.append(
             {"stage": report.name, "epoch": report.epochs, "seconds": round(self.seconds(), 3), "loss": loss, **values}
@@ -299,13 +310,18 @@ class Trainer:
         if values[report.metric] <= report.best_value:
             return False
         report.best_value, report.best_epoch = values[report.metric], report.epochs
+        if self._ranked is not self.valid:
+            report.best_value_error = sampling_error(per_user[report.metric], len(np.unique(self.valid.user)))
         return True
 
     @torch.no_grad()
     def validate(self, method: EmbeddingMethod, ks) -> dict[str, np.ndarray]:
         """Return `user`, `held_out`, `recall@k` and `ndcg@k` per user with a validation pair; training pairs masked."""
+        return self._rank(method, self.valid, ks)
+
+    def _rank(self, method: EmbeddingMethod, held_out: Interactions, ks) -> dict[str, np.ndarray]:
         scorer = DotProducts.of_nodes(method.embed(self.graph).final, self.graph.num_users, method.item_bias)
-        return score_users(scorer, self.graph.train, self.valid, ks)
+        return score_users(scorer, self.graph.train, held_out, ks)
 
     def _progress_bar(self, report: StageReport, max_epochs: int):
         return tqdm(
@@ -486,8 +502,43 @@ def _copied(method: EmbeddingMethod) -> dict:
     return copy.deepcopy(method.state_dict())
 
 
-def pick_device(wanted: str) -> torch.device:
-    """Return the device: `auto` takes CUDA where torch sees one. Raises ConfigError for a CUDA that it does not see."""
+def sampled_users(valid: Interactions, num_users: int) -> Interactions:
+    """Return the pairs of so many users, drawn without replacement from those with pairs; of all where these are fewer.
+
+    The draw depends on the pairs alone: every method and seed is judged by the same users. A larger sample holds a
+    smaller one.
+    """
+    users = np.unique(valid.user)
+    if num_users >= len(users):
+        return valid
+    generator = np.random.default_rng(seed_for(0, "validation users", valid.sha256()))
+    chosen = np.isin(valid.user, generator.permutation(users)[:num_users])
+    return Interactions(valid.user[chosen], valid.item[chosen], valid.num_users, valid.num_items)
+
+
+def sampling_error(values: np.ndarray, population: int) -> float:
+    """Return the standard error of the mean of values (n,) that were drawn without replacement from so many.
+
+    sqrt(s^2 / n * (1 - n / population)), s^2 with n - 1 below: Cochran, Sampling Techniques, 3rd ed., chapter 2.
+    """
+    return math.sqrt(values.var(ddof=1) / len(values) * (1 - len(values) / population))
+
+
+def pick_device(wanted: str, deterministic: bool = False) -> torch.device:
+    """Return the device: `auto` takes CUDA where torch sees one. Raises ConfigError for a CUDA that it does not see.
+
+    Of several GPUs that with the fewest holders is taken: see c2f.slots.
+    deterministic: torch's deterministic algorithms from now on in this process. Products with CSR matrices on CUDA are
+    not among them, and raise nothing: torch.use_deterministic_algorithms does not list them, torch asks cuSPARSE for
+    CUSPARSE_SPMM_CSR_ALG2 (aten/src/ATen/native/sparse/cuda/SparseBlasImpl.cpp), and equal bits in every run are
+    promised for CUSPARSE_SPMM_CSR_ALG3 (NVIDIA's manual on cusparseSpMM, by https://github.com/jax-ml/jax/issues/10255).
+    Never tried on a GPU.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    if wanted != "cpu":
+        slots.take(torch.cuda.device_count)  # asks NVML, and so does not start CUDA; is_available does
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -67,11 +67,12 @@ def budget_of(name: str) -> Budget:
 
 
 @functools.cache
-def fit(name: str, graph, valid, seed: int = 1) -> Fitted:
+def fit(name: str, graph, valid, seed: int = 1, **training) -> Fitted:
     """The shrunk entry, trained on the toy graph (after the run it starts from, if any)."""
     entry, params, budget = GRID.entries[name], shrunk_params(name), budget_of(name)
     method = build(load_class(entry.uses), budget, graph, params, seed)
-    settings = from_mapping(TrainingSettings, CONFIG["training"] | entry.training | FAST, f"methods.{name}.training")
+    training = CONFIG["training"] | entry.training | FAST | training
+    settings = from_mapping(TrainingSettings, training, f"methods.{name}.training")
     trainer = Trainer(graph, valid, settings, seed)
     start = fit(entry.starts_from["method"], graph, valid, seed).arrays if entry.starts_from else None
     method.fit(trainer, start)
@@ -87,6 +88,20 @@ def name(request) -> str:
 def fitted(name, blocks) -> Fitted:
     graph, valid, _ = blocks
     return fit(name, graph, valid)
+
+
+@pytest.mark.parametrize("name", ["lightgcn", "c2f", "dhe", "cerp", "pq"])
+def test_torch_s_deterministic_algorithms_change_nothing_on_a_processor(name, blocks):
+    graph, valid, _ = blocks
+    usual = fit(name, graph, valid).arrays
+    try:
+        chosen = fit.__wrapped__(name, graph, valid, deterministic=True).arrays
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert {key: array.tobytes() for key, array in chosen.items()} == {
+        key: array.tobytes() for key, array in usual.items()
+    }
 
 
 def restored(fitted: Fitted):

@@ -21,7 +21,15 @@ from c2f.errors import ConfigError, DataError, DivergedError
 from c2f.evaluate import DotProducts, means, score_users
 from c2f.method import LinearForm, build
 from c2f.ops import SparseMatrix
-from c2f.train import Trainer, TrainingSettings, _Step, pick_device, triple_margins
+from c2f.train import (
+    Trainer,
+    TrainingSettings,
+    _Step,
+    pick_device,
+    sampled_users,
+    sampling_error,
+    triple_margins,
+)
 
 FAST = TrainingSettings(lr=0.05, batch_size=256, max_epochs=4, evaluate_every=2, device="cpu")
 
@@ -177,6 +185,61 @@ def test_the_curve_holds_the_mean_loss_of_the_epoch_and_the_validation_metrics(b
     scores = means(score_users(DotProducts.of_nodes(final, 40), graph.train, valid, [5, 20]))
     for name in ("ndcg@5", "ndcg@20", "recall@20"):
         assert best[name] == pytest.approx(scores[name])
+
+
+# A sample of the users ---------------------------------------------------------
+
+
+def test_a_sample_of_all_users_gives_the_numbers_of_all_and_the_error_0(blocks):
+    runs = []
+    for asked in (None, 40, 1000):  # there are 40
+        trainer, method = make(blocks, valid_users=asked)
+        report = trainer.run(method, "train")
+        assert (report.best_value_error, len(trainer.validate(method, [5])["user"])) == (0, 40)
+        runs.append([{**row, "seconds": 0, "loss": 0} for row in trainer.curve])
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_the_error_of_a_sample_s_mean_is_the_formula_written_out():
+    # s^2 = (1/9 + 4/9 + 1/9) / 2 = 1/3; three of six users: half of them are not seen
+    assert sampling_error(np.array([1.0, 0.0, 1.0]), 6) == pytest.approx(math.sqrt(1 / 3 / 3 * (1 - 3 / 6)))
+    assert sampling_error(np.array([1.0, 0.0, 1.0]), 3) == 0
+
+
+def test_the_stage_states_the_sampling_error_of_its_best_value(blocks):
+    trainer, method = make(blocks, valid_users=10)
+    report = trainer.run(method, "train")  # leaves the best weights
+    users = np.unique(sampled_users(blocks[1], 10).user)
+    values = trainer.validate(method, [20])["ndcg@20"][users]  # every one of the 40 users has a validation pair
+    assert report.best_value == pytest.approx(values.mean())
+    assert report.best_value_error == pytest.approx(values.std(ddof=1) / math.sqrt(10) * math.sqrt(1 - 10 / 40))
+    assert report.best_value_error > 0
+
+
+def test_over_many_samples_the_mean_is_that_of_all_users_and_the_spread_is_the_error_stated(blocks, monkeypatch):
+    valid = blocks[1]
+    values = np.random.default_rng(0).random(40) ** 3  # skewed, as metrics are
+    means, errors = [], []
+    for draw in range(2000):
+        monkeypatch.setattr(train, "seed_for", lambda *_, draw=draw: draw)
+        sample = values[sampled_users(valid, 10).user]
+        means.append(sample.mean())
+        errors.append(sampling_error(sample, 40))
+    spread = np.std(means)
+    assert abs(np.mean(means) - values.mean()) < 3 * spread / math.sqrt(2000)
+    assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=0.05)
+
+
+def test_the_sample_depends_on_the_pairs_alone_and_a_larger_one_holds_a_smaller(blocks):
+    graph, valid, test = blocks
+    few, more = (set(sampled_users(valid, count).user) for count in (10, 20))
+    assert len(few) == 10 and few < more and len(more) == 20
+    assert set(sampled_users(test, 10).user) != few
+    curves = []
+    for settings in (FAST, dataclasses.replace(FAST, lr=0.01)):  # other settings and another seed: the same users
+        trainer = Trainer(graph, valid, dataclasses.replace(settings, valid_users=10), seed=len(curves))
+        curves.append(set(trainer._ranked.user))
+    assert curves == [few, few]
 
 
 # One epoch -------------------------------------------------------------------
