@@ -47,7 +47,7 @@ from c2f.evaluate import DotProducts, score_users
 from c2f.graph import Graph
 from c2f.metaembed import C2FMetaEmbed
 from c2f.method import build
-from c2f.ops import keep_freed_memory
+from c2f.ops import keep_freed_memory, layers_in_halves
 from c2f.partition import partition
 from c2f.sampling import TripleSampler
 from c2f.seeds import seed_for
@@ -63,7 +63,8 @@ SIZES = {
 """Users, items and training pairs: of made-up data in the place of a dataset that cannot be had."""
 KS = (5, 10, 20, 50)
 TOLERANCE = 1e-4
-"""How far results may differ, relative to their largest entry."""
+HALF_TOLERANCE = 3e-2
+"""How far results may differ, relative to their largest entry; the second where a step's inside is of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ class Stage:
 # Comparing ------------------------------------------------------------------------------------------------------------
 
 
-def difference(ours, plain) -> float:
-    """Return the largest difference relative to the largest entry. Raises Disagreement where it is above TOLERANCE."""
+def difference(ours, plain, tolerance: float = TOLERANCE) -> float:
+    """Return the largest difference relative to the largest entry. Raises Disagreement where it is above tolerance."""
     ours, plain = (np.asarray(values, dtype=np.float64) for values in (ours, plain))
     if ours.shape != plain.shape:
         raise Disagreement(f"{ours.shape} is not {plain.shape}")
     found = float(np.abs(ours - plain).max(initial=0) / max(np.abs(plain).max(initial=0), 1e-30))
-    if not found <= TOLERANCE:
+    if not found <= tolerance:
         raise Disagreement(f"results differ by {found:.1e} of their largest entry")
     return found
 
@@ -274,13 +275,19 @@ class Workbench:
 
         return self._step(method, TrainingSettings(), forward, {"vectors": vectors})
 
-    def coarse_step(self) -> Stage:
-        return self._coarse_step("tanh", l2=1e-3)
+    def coarse_step(self, precision: str = "float32") -> Stage:
+        return self._coarse_step("tanh", TrainingSettings(l2=1e-3, clip_value=3, precision=precision))
 
-    def linear_step(self) -> Stage:
-        return self._coarse_step("linear", l2=1e-2)
+    def coarse_step_bfloat16(self) -> Stage:
+        return self.coarse_step("bfloat16")
 
-    def _coarse_step(self, activation: str, l2: float) -> Stage:
+    def linear_step(self, precision: str = "float32") -> Stage:
+        return self._coarse_step("linear", TrainingSettings(l2=1e-2, clip_value=3, precision=precision))
+
+    def linear_step_bfloat16(self) -> Stage:
+        return self.linear_step("bfloat16")
+
+    def _coarse_step(self, activation: str, settings: TrainingSettings) -> Stage:
         method, num_layers = self.coarse(activation), self.scale.num_layers
         dense = reference.dense_assignment(method.codes.numpy(), method.weights.numpy(), self.scale.coarse)
         graph, assignment = (reference.coo(m) for m in (reference.expanded(self.graph.adjacency, dense), dense))
@@ -289,9 +296,12 @@ class Workbench:
         def forward():
             return reference.composed(codebook, assignment, graph, num_layers, activation)[:2]
 
-        return self._step(method, TrainingSettings(l2=l2, clip_value=3), forward, {"codebook": codebook})
+        return self._step(method, settings, forward, {"codebook": codebook})
 
-    def fine_step(self) -> Stage:
+    def fine_step_bfloat16(self) -> Stage:
+        return self.fine_step("bfloat16")
+
+    def fine_step(self, precision: str = "float32") -> Stage:
         method, scale = fine_stage(self.trainer, self.scale), self.scale
         codes = ((method.codes, method.weights, scale.coarse), (method.bridge_codes, method.bridge_weights, scale.fine))
         dense = [reference.dense_assignment(ids.numpy(), weights.numpy(), count) for ids, weights, count in codes]
@@ -303,7 +313,8 @@ class Workbench:
             constants = (method.codebook, assignment, bridge, graph)
             return None, reference.coarse_to_fine(fine, *constants, params.num_layers, params.gate, params.threshold)
 
-        return self._step(method, TrainingSettings(lr=3e-3, clip_value=3), forward, {"fine": fine})
+        settings = TrainingSettings(lr=3e-3, clip_value=3, precision=precision)
+        return self._step(method, settings, forward, {"fine": fine})
 
     def _step(self, method, settings: TrainingSettings, forward, copies: dict[str, torch.nn.Parameter]) -> Stage:
         """Return the stage of one training step: loss, gradients, Adam. copies: the reference's parameters by name."""
@@ -326,12 +337,14 @@ class Workbench:
             return value.item()
 
         def check():
-            ours, wanted = step.loss(*batch), plain_loss()
-            ours.backward()
+            halved = settings.precision == "bfloat16"
+            with layers_in_halves(halved):
+                ours, wanted = step.loss(*batch), plain_loss()
+                ours.backward()
             wanted.backward()
-            named = dict(method.named_parameters())
-            of_loss = difference(ours.item(), wanted.item())
-            of_gradients = max(difference(named[name].grad, copy.grad) for name, copy in copies.items())
+            named, tolerance = dict(method.named_parameters()), HALF_TOLERANCE if halved else TOLERANCE
+            of_loss = difference(ours.item(), wanted.item(), tolerance)
+            of_gradients = max(difference(named[name].grad, copy.grad, tolerance) for name, copy in copies.items())
             return f"loss to {of_loss:.0e}, gradients to {of_gradients:.0e}"
 
         how = "collapsed" if step.collapsed else "through the graph"
@@ -410,8 +423,11 @@ STAGES = {
     "metis": "METIS partition",
     "sampling": "sample one epoch",
     "coarse_step": "coarse step, exact (tanh)",
+    "coarse_step_bfloat16": "coarse step, exact, bfloat16 inside",
     "linear_step": "coarse step, linear variant",
+    "linear_step_bfloat16": "coarse step, linear, bfloat16 inside",
     "fine_step": "fine step of C2F",
+    "fine_step_bfloat16": "fine step of C2F, bfloat16 inside",
     "lightgcn_step": "LightGCN step",
     "update": "assignment update",
     "ranking": "rank all users",

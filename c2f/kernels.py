@@ -34,16 +34,26 @@ def multiply(
     plus: np.ndarray | None = None,
     scale: float = 1.0,
     nonzero: np.ndarray | None = None,
+    halved: bool = False,
 ) -> np.ndarray:
     """Return scale * (csr @ x + plus) for x (n, w) float32 in C order, w one of WIDTHS: (rows of csr, w).
 
     plus: (rows of csr, w), or None for nothing; nonzero: (n,) bool, which rows of x are to be read, the others being 0;
-    None for all. A row is summed by one thread, in csr order, so the result does not depend on the number of threads.
+    None for all. x may be what `halves` returns; halved: return the like of it. Sums are of float32 in any case.
+    A row is summed by one thread, in csr order, so the result does not depend on the number of threads.
     The indices must be below n: the compiled loop does not check them.
     """
-    product = np.empty((len(indptr) - 1, x.shape[1]), dtype=np.float32)
-    _product(x.shape[1])(indptr, indices, data, chunks, x, plus, np.float32(scale), nonzero, product)
+    product = np.empty((len(indptr) - 1, x.shape[1]), dtype=np.uint16 if halved else np.float32)
+    compiled = _product(x.shape[1], x.dtype == np.uint16, halved)
+    compiled(indptr, indices, data, chunks, x, plus, np.float32(scale), nonzero, product)
     return product
+
+
+def halves(x: np.ndarray) -> np.ndarray:
+    """Return x (n, w) float32, finite, rounded to the nearest bfloat16 (ties to even), its bits as uint16."""
+    rounded = np.empty(x.shape, dtype=np.uint16)
+    _round_all(x, rounded)
+    return rounded
 
 
 def nonzero_rows(x: np.ndarray) -> np.ndarray:
@@ -72,8 +82,26 @@ def triple_gradient(by: np.ndarray, x: np.ndarray, user: np.ndarray, positive: n
     return multiply(indptr, indices, data, balanced_chunks(indptr), x)
 
 
+@numba.njit(cache=True)
+def _widened(half):
+    return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
+
+
+@numba.njit(cache=True)
+def _rounded(value):
+    bits = np.float32(value).view(np.uint32)  # numba wants the type named
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@numba.njit(parallel=True, cache=True)
+def _round_all(x, rounded):
+    for row in numba.prange(len(x)):
+        for k in range(x.shape[1]):
+            rounded[row, k] = _rounded(x[row, k])
+
+
 @cache
-def _product(width: int):
+def _product(width: int, halves_in: bool, halves_out: bool):
     @numba.njit(parallel=True, fastmath={"contract"}, cache=True)
     def product_of_chunks(indptr, indices, data, chunks, x, plus, scale, nonzero, product):
         for chunk in numba.prange(len(chunks) - 1):
@@ -91,7 +119,7 @@ def _product(width: int):
                     for place in range(indptr[row], indptr[row + 1]):
                         weight, column = data[place], indices[place]
                         for k in range(width):
-                            total[k] += weight * x[column, k]
+                            total[k] += weight * (_widened(x[column, k]) if halves_in else x[column, k])
                 else:  # a branch inside the sum would keep it out of the registers: ten times as slow
                     count = 0
                     for place in range(indptr[row], indptr[row + 1]):
@@ -100,9 +128,9 @@ def _product(width: int):
                     for chosen in range(count):
                         weight, column = data[read[chosen]], indices[read[chosen]]
                         for k in range(width):
-                            total[k] += weight * x[column, k]
+                            total[k] += weight * (_widened(x[column, k]) if halves_in else x[column, k])
                 for k in range(width):
-                    product[row, k] = scale * total[k]
+                    product[row, k] = _rounded(scale * total[k]) if halves_out else scale * total[k]
 
     return product_of_chunks
 

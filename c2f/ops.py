@@ -1,5 +1,6 @@
 """Tensor operations that several methods share."""
 
+import contextlib
 import ctypes
 import warnings
 
@@ -95,7 +96,8 @@ class _Csr:
     def propagate(self, x: torch.Tensor, num_layers: int, mostly_zero: bool = False) -> torch.Tensor:
         """Return the mean of A^l x over l = 0..num_layers, outside autograd. mostly_zero: whether rows of x (N, d) are.
 
-        Compiled, a row's sum starts at x, and the last layer divides: no pass over (N, d) beside the products.
+        Compiled, a row's sum starts at x, and the last layer divides: no pass over (N, d) beside the products. Within
+        `layers_in_halves`, what a layer reads and all but the last one write is rounded to bfloat16.
         """
         if num_layers == 0 or not compiled_for(x):
             total = x
@@ -106,11 +108,26 @@ class _Csr:
             raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
         start = x.detach().contiguous().numpy()
         nonzero = kernels.nonzero_rows(start) if mostly_zero else None
-        sums = start
+        sums = kernels.halves(start) if _in_halves and not mostly_zero else start
         for layer in range(num_layers):
-            scale = 1 / (num_layers + 1) if layer == num_layers - 1 else 1.0
-            sums = kernels.multiply(*self.arrays, self._chunks, sums, start, scale, nonzero if layer == 0 else None)
+            last = layer == num_layers - 1
+            read, scale = nonzero if layer == 0 else None, 1 / (num_layers + 1) if last else 1.0
+            sums = kernels.multiply(*self.arrays, self._chunks, sums, start, scale, read, _in_halves and not last)
         return torch.from_numpy(sums)
+
+
+_in_halves = False
+
+
+@contextlib.contextmanager
+def layers_in_halves(wanted: bool = True):
+    """Within it, compiled propagation keeps its layers in bfloat16 (8 bits of precision): half the bytes to gather."""
+    global _in_halves
+    before, _in_halves = _in_halves, wanted
+    try:
+        yield
+    finally:
+        _in_halves = before
 
 
 def compiled_for(x: torch.Tensor) -> bool:

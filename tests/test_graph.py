@@ -33,7 +33,7 @@ from c2f.decoding import (
 )
 from c2f.errors import BudgetError, DataError
 from c2f.graph import Graph
-from c2f.ops import SparseMatrix, soft_threshold
+from c2f.ops import SparseMatrix, layers_in_halves, soft_threshold
 from c2f.partition import partition, spectral_parts
 
 # The adjacency ---------------------------------------------------------------
@@ -104,6 +104,33 @@ def test_fused_propagation_and_its_gradient_are_the_sum_of_dense_powers_also_whe
     torch.testing.assert_close(ours, total / (num_layers + 1))
     of_ours, of_dense = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, total / (num_layers + 1)))
     torch.testing.assert_close(of_ours, of_dense)
+
+
+@pytest.mark.parametrize("width", kernels.WIDTHS)
+def test_numbers_in_halves_are_torchs_bfloat16(width):
+    x = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    x[0, :4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 0.0, -3e38])  # two ties, which go to even: 1 and 1 + 4 * 2^-8
+    bits = kernels.halves(x.numpy())
+    assert bits.tobytes() == x.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+    assert bits[0, :2].tolist() == [0x3F80, 0x3F82]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("width", kernels.WIDTHS)
+def test_propagation_in_halves_rounds_what_each_layer_reads_and_nothing_else(width, num_layers):
+    matrix = random_sparse((9, 9))
+    x = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
+    dense, sums = torch.from_numpy(matrix.toarray()), x.to(torch.bfloat16).float()
+    for layer in range(num_layers):
+        sums = dense @ sums + x
+        if layer < num_layers - 1:
+            sums = sums.to(torch.bfloat16).float()
+    operator = SparseMatrix(matrix)
+    with layers_in_halves():
+        ours = propagate(x, operator, num_layers)
+    torch.testing.assert_close(ours, sums / (num_layers + 1), rtol=2**-8, atol=1e-6)  # a sum beside a tie may round on
+    exact = propagate(x, operator, num_layers)
+    assert 0 < (ours - exact).norm() / exact.norm() < 0.005
 
 
 @pytest.mark.parametrize("rows", [4, 6])

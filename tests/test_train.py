@@ -20,7 +20,7 @@ from c2f.decoding import propagate
 from c2f.errors import ConfigError, DataError, DivergedError
 from c2f.evaluate import DotProducts, means, score_users
 from c2f.method import LinearForm, build
-from c2f.ops import SparseMatrix
+from c2f.ops import SparseMatrix, layers_in_halves
 from c2f.train import (
     Trainer,
     TrainingSettings,
@@ -34,12 +34,12 @@ from c2f.train import (
 FAST = TrainingSettings(lr=0.05, batch_size=256, max_epochs=4, evaluate_every=2, device="cpu")
 
 
-def make(blocks, settings=FAST, cls=LightGCN, **more):
-    """(trainer, untrained method with four numbers per node) on the toy graph; more: settings or trainer arguments."""
+def make(blocks, settings=FAST, cls=LightGCN, dim=4, **more):
+    """(trainer, untrained method with `dim` numbers per node) on the toy graph; more: settings or trainer arguments."""
     graph, valid, _ = blocks
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     settings = dataclasses.replace(settings, **{key: more.pop(key) for key in list(more) if key in names})
-    method = build(cls, Budget.parse("full"), graph, cls.Params(dim=4, num_layers=2), seed=1)
+    method = build(cls, Budget.parse("full"), graph, cls.Params(dim=dim, num_layers=2), seed=1)
     return Trainer(graph, valid, settings, 1, **more), method
 
 
@@ -154,6 +154,32 @@ def test_l2_of_the_collapsed_form_is_that_of_the_composed_table(blocks, by_gram)
         found.append((loss, torch.autograd.grad(loss, method.vectors)[0]))
     for through_graph, collapsed in zip(*found, strict=True):
         torch.testing.assert_close(collapsed, through_graph, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_a_step_in_bfloat16_has_the_loss_and_the_gradient_of_float32_to_two_hundredths(blocks, collapsed):
+    batch = [torch.tensor(ids, dtype=torch.int32) for ids in ([0, 0, 3], [2, 4, 5], [1, 1, 6])]
+    found = []
+    for precision in ("float32", "bfloat16"):
+        trainer, method = make(blocks, cls=Composed, dim=kernels.WIDTHS[0], precision=precision)
+        with torch.no_grad():
+            method.vectors.copy_(torch.randn(method.vectors.shape, generator=torch.Generator().manual_seed(0)))
+        step = _Step(method, trainer.graph, trainer.settings)
+        step.collapse(method.linear_form(trainer.graph) if collapsed else None)
+        with layers_in_halves(precision == "bfloat16"):
+            loss = step.loss(*batch)
+            found.append((loss.detach(), *torch.autograd.grad(loss, method.vectors)))
+    for half, whole in zip(found[1], found[0], strict=True):
+        assert half.dtype == torch.float32
+        assert 0 < (half - whole).norm() / whole.norm() < 0.02
+
+
+def test_training_in_bfloat16_learns_the_blocks_and_validates_in_float32(blocks):
+    trainer, method = make(blocks, dim=kernels.WIDTHS[0], precision="bfloat16", lr=0.05, max_epochs=20)
+    trainer.run(method, "train")
+    assert trainer.validate(method, [2])["recall@2"].min() == 1  # of every user's two items outside the training pairs
+    exact = propagate(method.vectors.detach(), trainer.graph.operator, method.params.num_layers)
+    torch.testing.assert_close(method.embed(trainer.graph).final.detach(), exact, rtol=0, atol=0)
 
 
 class WithPenalty(LightGCN):
