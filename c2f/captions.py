@@ -21,7 +21,7 @@ FIGURES = {
         "result, why stands in the csv. Open markers are runs that their time limit stopped."
     ),
     "pareto": (
-        "NDCG or Recall against size, for each dataset, by three ways to count: what the method's paper counts at 4 "
+        "NDCG (or Recall) against size, for each dataset, by three ways to count: what the method's paper counts at 4 "
         "bytes a number, all that is stored, and all that is needed to serve. A point is a method at a budget. The "
         "step line is the best that any method reaches within a size; faint points lie below it. Crosses in the strip "
         "below a dataset mark the budgets at which a method has no result, in the column that such a budget limits; "
@@ -35,7 +35,7 @@ FIGURES = {
         "markers are runs that their time limit stopped."
     ),
     "inference": (
-        "NDCG or Recall against the cost of answering queries, for each dataset: the median time for one user, with a "
+        "NDCG (or Recall) against the cost of answering queries, for each dataset: the median time for a user, with a "
         "thin line to the 95th percentile, and the highest memory of the process that serves. A point is a method at a "
         "budget. Open markers are runs that their time limit stopped."
     ),
@@ -163,6 +163,13 @@ def data_in_words(data: Iterable[tuple[str, str, bool]]) -> str:
     named = [f"{name} ({'made up, ' if made_up else ''}protocol {protocol})" for name, protocol, made_up in data]
     warning = "; nothing is to be concluded from made-up data" if any(made_up for *_, made_up in data) else ""
     return f"data: {', '.join(named)}{warning}"
+
+
+def commits_in_words(commits: Iterable[str]) -> str:
+    """Return `commit: abc1234, def5678+` and, where one has a `+`, what it means."""
+    named = sorted(set(commits))
+    changed = " (+: with changes that were not committed)" if any(name.endswith("+") for name in named) else ""
+    return f"commit: {', '.join(named)}{changed}"
 
 
 def seeds_in_words(seeds: Iterable[int], draw: str) -> str:

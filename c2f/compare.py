@@ -101,7 +101,7 @@ def write_compare(runs: Sequence[Path], output: Path, plain: str, made_by: str =
 def read_compare(path: Path) -> pd.DataFrame:
     """Read the csv of `write_compare`. Raises DataError where it is missing, damaged or another one."""
     columns = [*_CELL, "metric", *(f"{against}_{column}" for against in ("best", "plain") for column in _AGAINST)]
-    return read_table(pd.read_csv, path, [*columns, "beats_plain"], "compare")
+    return read_table(pd.read_csv, path, [*columns, "beats_plain"], "compare").fillna({"beats_plain": ""})
 
 
 # Means and differences ------------------------------------------------------------------------------------------------
@@ -418,8 +418,8 @@ def _in_words(by_metric: dict[str, pd.DataFrame]) -> str:
     return f"{text}."
 
 
-def _families(table: pd.DataFrame) -> str:
-    """Return how many comparisons Holm's correction counts on each dataset."""
+def how_made(table: pd.DataFrame) -> str:
+    """Return METHOD with the draws, and how many comparisons Holm's correction counts on each dataset."""
     counts = []
     for dataset, rows in table.groupby("dataset", sort=False):
         pairs = {
@@ -429,22 +429,28 @@ def _families(table: pd.DataFrame) -> str:
             if not pd.isna(row[f"{against}_difference"])
         }
         counts.append(f"{len(pairs):,} on {dataset}")
-    return ", ".join(counts)
+    return METHOD.format(draws=DRAWS, families=", ".join(counts))
+
+
+def titled(table: pd.DataFrame, bold: str) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Yield (dataset and protocol, budget, what came out, rows as text, underlined with HTML); bold: with {} for it."""
+    marks = _Marks(bold.format, "<u>{}</u>".format, " †")
+    for (dataset, budget), by_metric in _sections(table):
+        first = by_metric["ndcg@20"].iloc[0]
+        text = _printed(by_metric, marks, first.budget_kind)
+        heading = f"{dataset} ({'made up, ' if first.made_up else ''}protocol {first.protocol})"
+        yield heading, budget, _in_words(by_metric), text
 
 
 def _to_markdown(table: pd.DataFrame, variance: pd.DataFrame, data: pd.DataFrame, plain: str, made_by: str) -> str:
-    marks = _Marks("**{}**".format, "<u>{}</u>".format, " †")
     lines = [f"Made by `{made_by}`.", ""] if made_by else []
     lines += ["Nothing is to be concluded from made-up data.", ""] if table.made_up.any() else []
-    lines += [METHOD.format(draws=DRAWS, families=_families(table)), ""]
+    lines += [how_made(table), ""]
     heading = ""
-    for (dataset, budget), by_metric in _sections(table):
-        if dataset != heading:
-            first = by_metric["ndcg@20"].iloc[0]
-            lines += [f"## {dataset} ({'made up, ' if first.made_up else ''}protocol {first.protocol})", ""]
+    for dataset, budget, words, text in titled(table, "**{}**"):
+        lines += [f"## {dataset}", ""] if dataset != heading else []
+        lines += [f"### {budget}", "", words, "", *markdown_rows(text), ""]
         heading = dataset
-        text = _printed(by_metric, marks, by_metric["ndcg@20"].budget_kind.iloc[0])
-        lines += [f"### {budget}", "", _in_words(by_metric), "", *markdown_rows(text), ""]
     if len(variance):
         rounded = variance.round({"sd_model_seed": 5, "sd_split_seed": 5})
         lines += ["## Spread by model seed and split seed", "", *markdown_rows(rounded), ""]

@@ -189,7 +189,7 @@ def symmetric_normalise(matrix):
     """Return D^-1/2 M D^-1/2 with D the row sums and 1/sqrt(0) = 0, float32; csr_array or CsrArray."""
     coo = matrix.tocoo()
     degrees = np.bincount(coo.row, weights=coo.data, minlength=matrix.shape[0])
-    scale = np.divide(1.0, np.sqrt(degrees), out=np.zeros_like(degrees), where=degrees > 0)
+    scale = np.divide(1.0, np.sqrt(np.maximum(degrees, 0)), out=np.zeros_like(degrees), where=degrees > 0)
     values = coo.data.astype(np.float64) * scale[coo.row] * scale[coo.col]
     return type(matrix)((values.astype(np.float32), (coo.row, coo.col)), shape=matrix.shape)
 

@@ -50,14 +50,14 @@ def _place(path: Path) -> tuple[str, Path]:
     if path.parent.name in _MADE_BY and path.suffix in (".png", ".pdf", ".csv", ".txt", ".md", ".tex"):
         return path.parent.name, path.parent.parent
     raise ConfigError(
-        f"{path} is no figure, table or report; name a file such as results/figures/comparison.png, "
+        f"{path} is no figure, table or report beside its runs; name a file such as results/figures/comparison.png, "
         "results/tables/main.md or results/report.html"
     )
 
 
 def _there_are(path: Path) -> str:
     found = sorted({other.stem for other in path.parent.glob(f"*{path.suffix}")} - {path.stem})
-    return f"beside it are {', '.join(found)}" if found else "make it first: `snakemake --cores 2 all`"
+    return f"beside it are {', '.join(found)}" if found else "make it first: see config/README.md for the command"
 
 
 def _shown(path: Path, runs: pd.DataFrame, step: str) -> tuple[pd.DataFrame, list[str]]:

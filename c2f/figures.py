@@ -18,7 +18,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from c2f.captions import FIGURES, NEEDED_KEYS, SIZE_KEYS, TUNING, data_in_words, metric_in_words, seeds_in_words
+from c2f.captions import (
+    FIGURES,
+    NEEDED_KEYS,
+    SIZE_KEYS,
+    TUNING,
+    commits_in_words,
+    data_in_words,
+    metric_in_words,
+    seeds_in_words,
+)
 from c2f.errors import ConfigError, did_you_mean
 from c2f.record import write_atomically
 from c2f.report import read_runs, size_in_words, summarise
@@ -403,8 +412,7 @@ def finish(
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
     data = runs[["dataset", "protocol", "made_up"]].drop_duplicates().itertuples(index=False, name=None)
-    commits = ", ".join(sorted(runs.commit.unique()))
-    footer = [data_in_words(data), seeds_in_words(runs.seed.unique(), draw), f"commit: {commits}", *notes]
+    footer = [data_in_words(data), seeds_in_words(runs.seed.unique(), draw), commits_in_words(runs.commit), *notes]
     if missing := sorted(set(wanted) - set(runs.method)):
         footer.append("not run: " + ", ".join(missing))
     text = fill(" · ".join(footer), width=int(figure.get_figwidth() * 18))

@@ -521,7 +521,8 @@ def _describe(error: ValidationError) -> str:
 def _check_names(names: Iterable[str], known: Iterable[str], kind: str, place: str) -> None:
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown {kind} {name!r} in {place}; {did_you_mean(name, known)}")
+            add = f"add it under `{kind}s:`, or: " if place.startswith("grid.") else ""
+            raise ConfigError(f"unknown {kind} {name!r} in {place}; {add}{did_you_mean(name, known)}")
 
 
 def _check_budgets(budgets: list[str], place: str) -> list[str]:

@@ -52,6 +52,9 @@ def _in_its_own_process(run: Path, data: Path, num_users: int, memory_limit: int
         return json.loads(lines[-1])
     if "MemoryError" in done.stderr or "needs more memory" in done.stderr or done.returncode == KILLED:
         return {"status": "oom", "reason": f"more than {memory_limit:,} bytes beyond Python's own"}
+    if done.returncode < 0:
+        reason = f"ended by signal {-done.returncode}, with {memory_limit:,} bytes beyond Python's own"
+        return {"status": "failed", "reason": reason}
     raise DataError(f"{run} could not be measured: {done.stderr.strip()[-2000:]}")
 
 

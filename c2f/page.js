@@ -124,13 +124,20 @@ function traces({ dataset, metric, view, method }) {
   return drawn;
 }
 
+// From the points alone: an interval of two seeds can be wider than all that is to be seen.
+function heights(dataset, metric) {
+  const means = data.points.filter((point) => point.dataset === dataset).map((point) => point.metrics[metric][0]);
+  const margin = 0.08 * (Math.max(...means) - Math.min(...means)) || 0.01;
+  return [Math.min(...means) - margin, Math.max(...means) + margin];
+}
+
 function layout({ dataset, metric, view }) {
   const lines = colour("line");
   const axis = { gridcolor: lines, linecolor: lines, zeroline: false, automargin: true };
   return {
     title: { text: `${data.datasets[dataset]}: ${data.metrics[metric]} by bytes ${data.views[view]}`, font: { size: narrow() ? 13 : 15 } },
     xaxis: { ...axis, type: "log", tickformat: "~s", dtick: narrow() ? 1 : "D2", title: { text: `bytes ${data.views[view]}` } },
-    yaxis: { ...axis, title: { text: data.metrics[metric] } },
+    yaxis: { ...axis, title: { text: data.metrics[metric] }, range: heights(dataset, metric) },
     font: { family: "system-ui, sans-serif", color: colour("ink") },
     paper_bgcolor: colour("paper"),
     plot_bgcolor: colour("paper"),

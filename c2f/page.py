@@ -10,12 +10,12 @@ from string import Template
 import pandas as pd
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from c2f.captions import COLUMNS, TABLE_METRICS, data_in_words, metric_in_words
-from c2f.compare import cells_of, read_compare
+from c2f import compare as differences
+from c2f import protocols as splits
+from c2f.captions import COLUMNS, TABLE_METRICS, commits_in_words, data_in_words, metric_in_words
 from c2f.figures import method_styles
 from c2f.findings import findings
 from c2f.memory_figures import VIEWS, by_view, on_frontier
-from c2f.protocols import LEGEND, WARNING, read_protocol_effect, sentences, titled
 from c2f.record import write_atomically
 from c2f.report import (
     data_checksums,
@@ -69,11 +69,13 @@ def write_report(
     damaged file.
     """
     table, starts = read_runs(runs), read_runs(runs, starts=True)
+    compared = None if compare is None else differences.read_compare(compare)
     points = plot_data(table, families)
     page = Template(_part("html")).substitute(
         style=_part("css"),
         summary=_summary(table, starts, made_by),
-        findings=_findings(table, None if compare is None else read_compare(compare), full, plain),
+        findings=_findings(table, compared, full, plain),
+        compare="" if compared is None else _compare(compared, plain or "the plain table"),
         controls=_controls(points),
         tables="".join(to_html(read_main_table(path)) for path in tables),
         columns=_facts(COLUMNS),
@@ -104,7 +106,7 @@ def plot_data(runs: pd.DataFrame, families: Sequence[Sequence[str]] | None = Non
     runs = runs[runs.role == "compared"]
     grouped = {name for family in families or [] for name in family}
     styles = method_styles([*(families or []), *([name] for name in runs.method.unique() if name not in grouped)])
-    cells = {metric: cells_of(runs, [metric]).dropna(subset="mean") for metric in TABLE_METRICS}
+    cells = {metric: differences.cells_of(runs, [metric]).dropna(subset="mean") for metric in TABLE_METRICS}
     frontiers = {metric: _frontiers(rows) for metric, rows in cells.items()}
     by_metric = {metric: rows.set_index(["dataset", "method", "budget"]) for metric, rows in cells.items()}
     points = []
@@ -223,15 +225,25 @@ def to_html(table: pd.DataFrame) -> str:
     return text
 
 
+def _compare(table: pd.DataFrame, plain: str) -> str:
+    """Return the compare table as HTML, each budget to be opened."""
+    text = f'<h2 id="compare">Differences</h2>\n<p>{differences.how_made(table)}</p>\n'
+    for dataset, budget, words, rows in differences.titled(table, "<b>{}</b>"):
+        body = _scroll(_html_table(rows), f"{dataset}: {budget}")
+        text += f"<details><summary>{html.escape(f'{dataset}: {budget}')}</summary><p>{words}</p>{body}</details>\n"
+    columns = _facts({name: meaning.format(plain=plain) for name, meaning in differences.LEGEND.items()})
+    return f"{text}<details><summary>What these columns mean</summary>{columns}</details>\n"
+
+
 def _protocols(path: Path, full: str) -> str:
     """Return what the split recipe does as HTML, each table to be opened."""
-    table, orders = read_protocol_effect(path)
-    said = "".join(f"<li><b>{html.escape(label)}.</b> {words}</li>" for label, words in sentences(table, orders))
-    text = f'<h2 id="protocols">Protocols</h2>\n<p>{WARNING}</p>\n<ul>{said}</ul>\n'
-    for data, title, rows in titled(table, orders, "<b>{}</b>"):
+    table, orders = splits.read_protocol_effect(path)
+    said = "".join(f"<li><b>{html.escape(label)}.</b> {words}</li>" for label, words in splits.sentences(table, orders))
+    text = f'<h2 id="protocols">Protocols</h2>\n<p>{splits.WARNING}</p>\n<ul>{said}</ul>\n'
+    for data, title, rows in splits.titled(table, orders, "<b>{}</b>"):
         body = _scroll(_html_table(rows), f"{data}: {title}")
         text += f"<details><summary>{html.escape(f'{data}: {title}')}</summary>{body}</details>\n"
-    columns = _facts({name: meaning.format(full=full) for name, meaning in LEGEND.items()})
+    columns = _facts({name: meaning.format(full=full) for name, meaning in splits.LEGEND.items()})
     return f"{text}<details><summary>What these columns mean</summary>{columns}</details>\n"
 
 
@@ -269,7 +281,7 @@ def _provenance(runs: pd.DataFrame) -> str:
             versions.setdefault(name, set()).add(str(version))
     protocols = [f"{dataset}: {protocol}" for dataset, protocol in distinct(runs, ["dataset", "protocol"])]
     facts = {
-        "commit": ", ".join(runs.commit.unique()),
+        "commit": commits_in_words(runs.commit).removeprefix("commit: "),
         "protocol": ", ".join(protocols),
         "machine": "; ".join(runs.machine.unique()),
         "device": "; ".join(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from c2f.captions import TABLE_METRICS, data_in_words, metric_in_words
+from c2f.captions import TABLE_METRICS, commits_in_words, data_in_words, metric_in_words
 from c2f.compare import difference, read_compared
 from c2f.errors import DataError
 from c2f.record import write_atomically
@@ -262,5 +262,5 @@ def _to_markdown(table: pd.DataFrame, orders: pd.DataFrame, runs: pd.DataFrame, 
     lines += ["## Columns", "", *(f"* {name}: {meaning.format(full=full)}" for name, meaning in LEGEND.items()), ""]
     data = data_in_words(distinct(runs, ["dataset", "protocol", "made_up"])).removeprefix("data: ")
     seeds = ", ".join(map(str, sorted(runs.seed.unique())))
-    lines += ["## Data", "", f"{data}. Seeds: {seeds}. Commit: {', '.join(runs.commit.unique())}.", ""]
+    lines += ["## Data", "", f"{data}. Seeds: {seeds}. Trained at {commits_in_words(runs.commit)}.", ""]
     return "\n".join([*lines, *markdown_rows(data_checksums(runs)), ""])

@@ -160,7 +160,7 @@ class Artifact:
 
     @classmethod
     def load(cls, path: Path, mapped: bool = False) -> "Artifact":
-        """Read an artifact. Raises ArtifactError if it is missing, truncated or altered.
+        """Read an artifact. Raises ArtifactError if it is missing, truncated or altered, MemoryError.
 
         mapped: leave the arrays in the file, mapped into memory and read-only.
         """
@@ -173,6 +173,8 @@ class Artifact:
         except FileNotFoundError:
             raise ArtifactError(f"there is no artifact at {path}; train the run first") from None
         except ZIP_ERRORS as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError(f"no memory to map {path}") from None
             raise ArtifactError(f"{path} is damaged ({error}); delete it and run the step that writes it") from None
         return cls(arrays, info)
 

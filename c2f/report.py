@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from c2f.budget import KINDS, Budget, Footprint
-from c2f.captions import COLUMNS, TABLE_METRICS, metric_in_words
+from c2f.captions import COLUMNS, TABLE_METRICS, commits_in_words, metric_in_words
 from c2f.data import load_stats, read_parquet
 from c2f.errors import DataError
 from c2f.inference import COLUMNS as SERVING_COLUMNS
@@ -214,8 +214,9 @@ def status_in_words(statuses: pd.Series) -> str:
 
 def write_table(runs: Sequence[Path], output: Path, made_by: str = "") -> None:
     """Write the main table as `<output>.csv` (unrounded), `<output>.md` and `<output>.tex`."""
-    table, data = main_table(read_runs(runs)), data_checksums(read_runs(runs))
-    texts = {"csv": table.to_csv(index=False), "md": to_markdown(table, data, made_by), "tex": to_latex(table)}
+    every = read_runs(runs)
+    table = main_table(every)
+    texts = {"csv": table.to_csv(index=False), "md": to_markdown(table, every, made_by), "tex": to_latex(table)}
     for ending, text in texts.items():
         with write_atomically(Path(f"{output}.{ending}")) as temporary:
             temporary.write_text(text)
@@ -384,7 +385,7 @@ def memory_sections(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFram
             text[column] = [f"{value:,.0f}" for value in sized[column]]
         text["used"] = [f"{share:.1%}" for share in sized.share]
         text["why not more"] = sized.leftover.fillna("")
-        yield str(dataset), "requested and achieved, in the budget's unit", text
+        yield str(dataset), "requested and achieved (by the largest of the seeds), in the budget's unit", text
         kinds = [kind for kind in KINDS if rows[kind].any()]
         unit, _ = in_one_unit(rows.stored_bytes)
         columns = dict(zip(kinds, kinds, strict=True)) | {"stored": "stored_bytes", "serving": "serving_bytes"}
@@ -424,8 +425,8 @@ def distinct(runs: pd.DataFrame, columns: list[str]) -> Iterable[tuple]:
     return runs[columns].drop_duplicates().itertuples(index=False, name=None)
 
 
-def to_markdown(table: pd.DataFrame, data: pd.DataFrame, made_by: str) -> str:
-    """Return the main table in Markdown: why runs have no result, what the columns mean, which data it was."""
+def to_markdown(table: pd.DataFrame, runs: pd.DataFrame, made_by: str) -> str:
+    """Return the main table in Markdown: why runs have no result, what the columns mean, which data and code it was."""
     lines = [f"Made by `{made_by}`.", ""] if made_by else []
     lines += ["Nothing is to be concluded from made-up data.", ""] if table.made_up.any() else []
     heading = ""
@@ -437,7 +438,15 @@ def to_markdown(table: pd.DataFrame, data: pd.DataFrame, made_by: str) -> str:
     if found := holes(table):
         lines += ["## Holes", "", *(f"* {', '.join(words)}: {what}" for *words, what in found), ""]
     lines += ["## Columns", "", *(f"* {name}: {meaning}" for name, meaning in COLUMNS.items()), ""]
-    return "\n".join([*lines, "## Data", "", *markdown_rows(data), ""])
+    lines += [
+        "## Data",
+        "",
+        *markdown_rows(data_checksums(runs)),
+        "",
+        f"Trained at {commits_in_words(runs.commit)}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def markdown_rows(text: pd.DataFrame) -> list[str]:

@@ -1,6 +1,6 @@
 """Answer queries from an artifact with NumPy alone: no torch, no SciPy, no pandas.
 
-    reader = Reader.open("results/smoke/runs/blocks/legcf/bytes-12kB/2024", "results/data/blocks")
+    reader = Reader.open("results/smoke/runs/blocks/legcf/bytes-32kB/2024", "results/data/blocks")
     items, scores = reader.recommend(user=42, k=20)
 
 Beside the artifact it takes the dataset's serving.npz: whom a user has seen, and the training graph where scores need
@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,9 +143,9 @@ class Reader:
         run: the run's folder, or the file; data: the folder of the prepared dataset.
         """
         path = Path(run) / "artifact.npz" if Path(run).is_dir() else Path(run)
-        artifact, serving = Artifact.load(path, mapped=True), ServingData.open(data)
-        info = artifact.info
         try:
+            artifact, serving = Artifact.load(path, mapped=True), ServingData.open(data)
+            info = artifact.info
             status, decoder = info["status"], info["decoder"]
             if info["train_sha256"] != serving.info["train_sha256"]:
                 raise ArtifactError(
@@ -158,11 +159,11 @@ class Reader:
             users, items = _vectors(artifact, decoder, serving)
         except ModuleNotFoundError as error:
             raise ArtifactError(f"{path} cannot be served here: {error}; install what {info['uses']} needs") from None
-        except MemoryError:
-            raise ArtifactError(
-                f"{path} needs more memory than there is; serve a smaller model, or raise the limit"
-            ) from None
-        except DAMAGES as error:
+        except (*DAMAGES, MemoryError) as error:
+            if _out_of_memory(error):
+                raise ArtifactError(
+                    f"{path} needs more memory than there is; serve a smaller model, or raise the limit"
+                ) from None
             raise ArtifactError(
                 f"{path} does not hold what its method needs ({type(error).__name__}: {error}); train the run again"
             ) from None
@@ -174,8 +175,8 @@ class Reader:
         exclude_seen: leave out what is masked at test (the user's training items, and with some recipes the validation
         items). Raises ConfigError for a user or k that there is not.
         """
-        if not 0 <= user < self.data.num_users:
-            raise ConfigError(f"there is no user {user}: they are 0 to {self.data.num_users - 1}")
+        if not isinstance(user, Integral) or not 0 <= user < self.data.num_users:
+            raise ConfigError(f"there is no user {user!r}: they are 0 to {self.data.num_users - 1}")
         return next(self.recommend_all(np.array([user]), k, exclude_seen))
 
     def recommend_all(self, users: np.ndarray, k: int = 20, exclude_seen: bool = True):
@@ -190,6 +191,12 @@ class Reader:
                     for pairs in self.data.masked:
                         scores[pairs.of_user(user)] = -np.inf
                 yield top(scores, k)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether memory is what lacks; a library that a decoder imports says so in words of its own."""
+    of_library = isinstance(error, ImportError) and ("map segment" in str(error) or "allocate memory" in str(error))
+    return of_library or isinstance(error, MemoryError)
 
 
 def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -125,7 +125,9 @@ def test_a_figure_older_than_its_runs_is_said_to_be_out_of_date(tmp_path):
 
 def test_paths_that_show_nothing_are_refused_with_the_way_out(tmp_path):
     home = output(tmp_path)
-    with pytest.raises(ConfigError, match=r"run\.json is no figure, table or report; name a file such as"):
+    with pytest.raises(
+        ConfigError, match=r"run\.json is no figure, table or report beside its runs; name a file such as"
+    ):
         explain(home / "runs" / "run.json")
     with pytest.raises(ConfigError, match=r"no file .*parto\.png; beside it are pareto"):
         explain(home / "figures" / "parto.png")

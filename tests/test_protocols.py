@@ -122,7 +122,7 @@ def test_the_page_sets_protocols_side_by_side_and_names_data_seeds_and_commit(tm
     ]
     assert "| lightgcn (full) | 0.5000 ± 0.0007 | - | 100.0% |" in section
     assert "| given, Recall@20 | legcf, Recall@20 | 0.33 | 1 of 3 | 1 | **pq/hashing** |" in text
-    assert "toy (protocol given), toy-legcf (protocol legcf). Seeds: 1, 2. Commit: abc1234." in text
+    assert "toy (protocol given), toy-legcf (protocol legcf). Seeds: 1, 2. Trained at commit: abc1234." in text
     assert "capped Recall@20 |" not in text  # the same numbers
     assert "### bytes-1000, capped Recall@20" in written(tmp_path, *planted(capped={"pq": 0.01}))
     assert len(pd.read_csv(tmp_path / "protocol_effect.csv")) == 2 * 4 * 3

@@ -1,5 +1,6 @@
 """Serving: NumPy alone, the evaluator's ranking, clear errors, and what a damaged file does."""
 
+import csv
 import importlib
 import json
 import math
@@ -396,8 +397,6 @@ def test_an_archive_that_says_an_array_is_huge_is_refused(run, data, tmp_path):
 
 
 def test_serving_is_measured_in_a_process_with_64_mb_beyond_pythons_own(run, data, tmp_path):
-    import csv
-
     words = {"runs": [run], "data": data, "output": tmp_path / "i.csv", "num_users": 20, "memory_limit": "64MB"}
     assert step("inference", **words) == 0
     with open(tmp_path / "i.csv", newline="") as stream:
@@ -416,3 +415,20 @@ def test_a_model_beyond_the_memory_limit_is_marked_and_the_others_are_measured(r
 
     assert _in_its_own_process(run, data, 5, 10**4)["status"] == "oom"
     assert math.isfinite(_in_its_own_process(run, data, 5, 10**8)["latency_p50_ms"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+def test_a_decoder_that_imports_torch_takes_more_memory_than_a_model_is_given_and_the_others_are_measured(
+    run, data, tmp_path, monkeypatch
+):
+    from c2f.inference import measure_runs
+
+    (tmp_path / "with_torch.py").write_text("import torch\n\n\ndef decode(arrays, params, graph):\n    return arrays\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    artifact = Artifact.load(run / "artifact.npz")
+    needy = Artifact(artifact.arrays, {**artifact.info, "decoder": {"restore": "with_torch:decode"}})
+    needy.save(tmp_path / "needy" / "artifact.npz")
+    rows = tmp_path / "i.csv"
+    measure_runs([tmp_path / "needy", run], data, rows, num_users=5, memory_limit=64 * 10**6)
+    with open(rows, newline="") as stream:
+        assert [row["status"] for row in csv.DictReader(stream)] == ["oom", "ok"]

@@ -12,7 +12,7 @@ rule inference:
         "<output>/logs/inference/{dataset}.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    threads: workflow.resource_settings.cores or 1
     params:
         runs=lambda wildcards: GRID.folders(wildcards.dataset),
         data=lambda wildcards, input: os.path.dirname(input.serving),
