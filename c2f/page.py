@@ -75,7 +75,7 @@ def write_report(
         style=_part("css"),
         summary=_summary(table, starts, made_by),
         findings=_findings(table, compared, full, plain),
-        compare="" if compared is None else _compare(compared, plain or "the plain table"),
+        compare="<p>Not asked for.</p>" if compared is None else _compare(compared, plain or "the plain table"),
         controls=_controls(points),
         tables="".join(to_html(read_main_table(path)) for path in tables),
         columns=_facts(COLUMNS),
@@ -227,7 +227,7 @@ def to_html(table: pd.DataFrame) -> str:
 
 def _compare(table: pd.DataFrame, plain: str) -> str:
     """Return the compare table as HTML, each budget to be opened."""
-    text = f'<h2 id="compare">Differences</h2>\n<p>{differences.how_made(table)}</p>\n'
+    text = f"<p>{differences.how_made(table)}</p>\n"
     for dataset, budget, words, rows in differences.titled(table, "<b>{}</b>"):
         body = _scroll(_html_table(rows), f"{dataset}: {budget}")
         text += f"<details><summary>{html.escape(f'{dataset}: {budget}')}</summary><p>{words}</p>{body}</details>\n"
