@@ -521,8 +521,9 @@ def _describe(error: ValidationError) -> str:
 def _check_names(names: Iterable[str], known: Iterable[str], kind: str, place: str) -> None:
     for name in names:
         if name not in known:
-            add = f"add it under `{kind}s:`, or: " if place.startswith("grid.") else ""
-            raise ConfigError(f"unknown {kind} {name!r} in {place}; {add}{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known)
+            new = f"its entry goes under `{kind}s:`; " if place.startswith("grid.") and hint.startswith("known") else ""
+            raise ConfigError(f"unknown {kind} {name!r} in {place}; {new}{hint}")
 
 
 def _check_budgets(budgets: list[str], place: str) -> list[str]:

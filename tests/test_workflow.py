@@ -379,6 +379,11 @@ def test_snakemake_stops_at_a_mistake_with_one_line_and_exit_code_2(checkout, mi
     assert f"ERROR: {message}" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_folder_is_unlocked_without_a_number_of_cores(checkout):
+    done = snakemake(checkout, "--unlock")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_key_that_stands_twice_is_named_with_its_file_and_lines(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("training:\n  lr: 0.1\n  l2: 0\n  lr: 0.2\n")
