@@ -177,7 +177,7 @@ def _not_known(compared: pd.DataFrame, tested: bool) -> str:
 
 
 def _value(row: pd.Series) -> str:
-    """Return `0.1234`, or `0.1234 (0.1220 to 0.1248)` where seeds give an interval."""
-    if pd.isna(row.low):
+    """Return `0.1234`, or `0.1234 (0.1220 to 0.1248)` where seeds differ."""
+    if pd.isna(row.low) or row.high - row.low < 1e-9:
         return f"{row['mean']:.4f}"
     return f"{row['mean']:.4f} ({row.low:.4f} to {row.high:.4f})"

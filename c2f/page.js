@@ -62,11 +62,13 @@ function wrapped(text, width) {
 
 function inWords(point, metric) {
   const [mean, sd, low, high] = point.metrics[metric];
-  const spread = sd === null ? "" : ` ± ${sd.toFixed(4)}`;
+  const spread = sd ? ` ± ${sd.toFixed(4)}` : "";
   const interval =
     low === null
       ? "one seed: no interval"
-      : `95 % interval ${low.toFixed(4)} to ${high.toFixed(4)}`;
+      : high - low < 1e-9
+        ? "the same for every seed"
+        : `95 % interval ${low.toFixed(4)} to ${high.toFixed(4)}`;
   return [
     `${point.method} at ${point.budget}` + (point.status === "ok" ? "" : ` (${point.status})`),
     `${data.metrics[metric]} ${mean.toFixed(4)}${spread}, ${interval}`,
@@ -116,7 +118,7 @@ function traces({ dataset, metric, view, method }) {
     x: [...steps.map((point) => point.sizes[view]), end],
     y: [...steps.map((point) => point.metrics[metric][0]), steps.at(-1)?.metrics[metric][0]],
     text: [...names, ""],
-    textposition: "top left",
+    textposition: [...steps, null].map((_, place) => (place === 0 ? "top right" : "top left")), // the first stands at the edge
     textfont: { size: 11, color: colour("ink") },
     line: { shape: "hv", color: colour("ink"), width: 1.3 },
     hoverinfo: "skip",

@@ -59,6 +59,14 @@ def test_the_interval_is_student_s_over_seeds_and_none_comes_from_one_seed():
     assert np.isnan(one["low"]) and np.isnan(one["high"])
 
 
+def test_a_method_in_which_nothing_is_random_has_no_interval_of_width_0():
+    said = found(*scored("svd", "bytes-1000", 0.3, 0.3, 0.3), *scored("pq", "bytes-1000", 0.1, 0.2, 0.3))[
+        "toy", "bytes-1000"
+    ]
+    assert "svd is the best of 2 methods with a result: NDCG@20 0.3000 in" in said
+    assert "The next is pq, 0.2000 (-0.0484 to 0.4484)." in said
+
+
 def test_the_next_is_worse_where_the_paired_interval_leaves_out_0(tmp_path):
     rows = [row for row in three_methods(tmp_path) if row["method"] != "twin"]
     table = compared(tmp_path, *rows)
@@ -89,7 +97,7 @@ def test_others_are_beaten_by_the_plain_table_not_told_apart_from_it_or_better(t
 def test_without_a_compare_table_nothing_is_said_of_noise_but_that():
     rows = [*scored("pq", "bytes-1000", 0.39, 0.40, 0.41), *scored("int8", "bytes-1000", 0.1, 0.1, 0.1)]
     said = found(*rows)
-    assert "The next is int8, 0.1000 (0.1000 to 0.1000)." in said["toy", "bytes-1000"]
+    assert "The next is int8, 0.1000." in said["toy", "bytes-1000"]
     assert "which differences are more than noise is not known" in said["", "What is not known"]
 
 
