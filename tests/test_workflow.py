@@ -669,11 +669,14 @@ SERVED = Counter(["inference"])
 
 
 @pytest.mark.slow
-def test_no_rate_limit_makes_snakemake_look_for_jobs_ever_more_often(checkout):
+def test_no_rate_limit_makes_snakemake_look_for_jobs_ever_more_often_and_no_linear_program_chooses_them(checkout):
     with open(checkout / "Snakefile", "a") as stream:
-        stream.write('\nonsuccess: print("rate limit:", workflow.scheduler.job_rate_limiter)\n')
+        stream.write("\nonsuccess:\n    scheduler = workflow.scheduler\n")
+        stream.write('    print("rate limit:", scheduler.job_rate_limiter)\n')
+        stream.write('    print("chosen by", type(scheduler._job_selector.__self__).__module__)\n')
     done = snakemake(checkout, "--cores", "1", "results/smoke/methods/svd.json", "--configfile", "config/smoke.yaml")
     assert "rate limit: None" in done.stdout + done.stderr
+    assert "chosen by snakemake.scheduling.greedy" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
