@@ -6,7 +6,6 @@ All of it comes from the lists that the metrics are made of and from the artifac
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import entr
 
 NUM_GROUPS = 10
 PARALLEL = 0.999
@@ -143,6 +142,8 @@ def evenness(weights) -> float | None:
 
     None where t is 1, or no row is left.
     """
+    from scipy.special import entr  # a tenth of a second, of training too
+
     weights = np.asarray(weights, dtype=np.float64)
     total = weights.sum(axis=1, keepdims=True)
     shares = weights[total[:, 0] > 0] / total[total > 0][:, None]

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from c2f import diagnostics, evaluate, record
 from c2f.budget import Budget, Footprint
 from c2f.captions import METRICS
-from c2f.data import load_pairs, load_stats
+from c2f.data import load_pairs, load_stats, write_parquet
 from c2f.errors import ArtifactError, BudgetError, ConfigError, DivergedError, MethodError
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, build, decoder_of, export_arrays, load_class
@@ -254,14 +253,15 @@ def evaluate_run(run: Path, data: Path, ks: list[int], output: Path) -> dict:
         cls = load_class(artifact.info["uses"])
         codes = cls.code_arrays(artifact.arrays, cls.Params(**artifact.info["params"]))
         found = diagnostics.of_run(lists, per_user, pairs["train"], pairs["test"], ks, codes)
-    frame = pd.DataFrame(
-        {name: np.asarray(values, dtype=np.float32 if "@" in name else np.int32) for name, values in per_user.items()}
-    )
+    columns = {
+        name: np.ascontiguousarray(values, dtype=np.float32 if "@" in name else np.int32)
+        for name, values in per_user.items()
+    }
     means = evaluate.means(per_user)
     with write_atomically(output / "per_user.parquet") as temporary:
-        frame.to_parquet(temporary, index=False)
+        write_parquet(columns, temporary)
     write_json(output / "diagnostics.json", found)
-    write_json(output / "metrics.json", {"users": len(frame), "means": means, "test_sha256": test_sha256})
+    write_json(output / "metrics.json", {"users": len(columns["user"]), "means": means, "test_sha256": test_sha256})
     return means
 
 

@@ -79,6 +79,21 @@ def test_a_run_leaves_its_six_files_and_nothing_else(run):
     assert files(run) == expected
 
 
+def test_training_and_evaluation_import_no_pandas_which_takes_a_third_of_a_second(data, lightgcn, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from steps import step, trained
+data, method, run = map(Path, sys.argv[1:])
+trained(data, method, run)
+step("evaluate", run=run, data=data, ks="5,20", output=run)
+sys.exit(", ".join(sorted({"pandas", "scipy.special"} & set(sys.modules))) or 0)
+"""
+    words = [sys.executable, "-c", code, data, lightgcn, tmp_path / "run"]
+    paths = os.pathsep.join(map(str, [ROOT, ROOT / "tests"]))
+    subprocess.run(words, check=True, env=os.environ | {"PYTHONPATH": paths})
+
+
 def test_the_record_says_how_the_run_was_made_and_how_it_ended(run, data, lightgcn):
     found = record(run)
     assert (found["status"], found["reason"], found["starts_from"]) == ("ok", None, None)
