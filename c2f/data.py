@@ -747,7 +747,7 @@ def read_parquet(source, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_parquet(columns: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write numeric columns (n,) of equal length. Arrow's own conversions of arrays import pandas: 0.3 s of a process."""
+    """Write numeric columns (n,) of equal length. Arrow's own conversions import pandas: 0.3 s of a process."""
     arrays = {
         name: pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
         for name, values in columns.items()
