@@ -142,7 +142,7 @@ def evenness(weights) -> float | None:
 
     None where t is 1, or no row is left.
     """
-    from scipy.special import entr  # a tenth of a second, of training too
+    from scipy.special import entr  # a tenth of a second, which training has no use for
 
     weights = np.asarray(weights, dtype=np.float64)
     total = weights.sum(axis=1, keepdims=True)

@@ -313,9 +313,14 @@ class Grid:
         return list(dict.fromkeys(budget for name in names for budget in self.entries[name].budgets or self.budgets))
 
     def _size(self, name: str, key: str, kind: str) -> str:
-        """Return a figure's `budget` or `size`, by default the middle one of the grid's budgets of a kind."""
+        """Return a figure's `budget` or `size`, by default the middle one of the grid's budgets of a kind.
+
+        `full` is the default budget where none of the methods drawn has another.
+        """
         if (own := self.config["figures"][name].get(key)) is not None:
             return str(own)
+        if key == "budget" and self._budgets(self._drawn(name)) == ["full"]:
+            return "full"
         budgets = [budget for budget in map(Budget.parse, self.budgets) if budget.kind == kind]
         if not budgets:
             offered = "one such as 1MB" if key == "size" else f"one of {', '.join(self._budgets(self._drawn(name)))}"

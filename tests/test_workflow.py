@@ -507,7 +507,12 @@ def test_a_figure_at_one_size_is_told_its_own_or_the_middle_one_of_the_grid(name
     assert json.loads(grid(changes, "small.yaml").figure_spec(name))[key] == str(own)
 
 
-@pytest.mark.parametrize("file", [file for file in CONFIGS if file != "recbole.yaml"])  # no budget sizes its methods
+def test_a_figure_of_methods_that_no_budget_sizes_is_at_none():
+    told = grid({"grid": {"figures": ["memory_ledger"]}}, "recbole.yaml").figure_spec("memory_ledger")
+    assert json.loads(told)["budget"] == "full"
+
+
+@pytest.mark.parametrize("file", CONFIGS)
 def test_every_figure_of_config_yaml_can_be_asked_for_wherever_there_are_budgets_for_it(file):
     budgets = ["numbers-12800", "bytes-1MB"]
     whole = grid({"grid": {"figures": list(configuration()["figures"]), "budgets": budgets}}, file)
