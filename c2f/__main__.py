@@ -1,7 +1,7 @@
 """The command line: `python -m c2f STEP`, one thin function per step, and the boundary where errors become messages."""
 
 import argparse
-import gc
+import atexit
 import inspect
 import json
 import os
@@ -433,5 +433,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    gc.freeze()  # Python would look through all that torch imported once more before it ends: two thirds of a second
-    sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking down all that torch imported, object by object, takes Python up to a second
