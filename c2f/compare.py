@@ -1,5 +1,7 @@
 """The compare table: which methods differ at one budget, and which of them beat a plain table of the same size."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from c2f.captions import TABLE_METRICS, metric_in_words
+from c2f.captions import TABLE_METRICS, commits_in_words, metric_in_words
 from c2f.data import read_parquet
 from c2f.errors import DataError
 from c2f.record import write_atomically
@@ -20,6 +22,7 @@ from c2f.report import (
     mean_and_sd,
     read_runs,
     read_table,
+    size_in_words,
     summarise,
 )
 from c2f.seeds import seed_for
@@ -30,6 +33,7 @@ from c2f.stats import (
     effect_size,
     holm,
     interval,
+    interval_p,
     probability_best,
     seed_error,
     seeds_interval,
@@ -40,15 +44,21 @@ from c2f.stats import (
 
 _CELL = ["dataset", "budget", "method"]
 _COLLECTED = ["folder", "unsplit_data"]
-_MEASURED = ["difference", "low", "high", "users_low", "users_high", "seeds", "p", "effect_size", "detectable"]
-_AGAINST = ["other", *_MEASURED, "p_holm", "different"]
+_MEASURED = ["difference", "low", "high", "users_low", "users_high", "seeds", "effect_size", "detectable"]
+_P_VALUES = ["p", "wilcoxon_p"]
+_AGAINST = ["other", *_MEASURED, *(f"{p}{family}" for p in _P_VALUES for family in ("", "_holm")), "different"]
 _VARIANCE = ["datasets", "protocol", "budget", "method", "metric", "splits", "runs", "sd_model_seed", "sd_split_seed"]
 
 LEGEND = {
     "seeds": "how many have a result, and of how many",
     "recall, ndcg": "mean over seeds ± standard deviation. Bold: the best of its dataset and budget. Underlined: the "
     "interval of its difference to the best includes 0, so noise may have made the difference",
+    "stored": "bytes of the model, the mean over seeds: methods use different parts of one budget",
     "against the best": "the mean difference to the method with the best NDCG@20, and its interval",
+    "p": "of that difference, corrected by Holm over all pairs of methods at the budget: below 0.05 they differ, with "
+    "the luck of being the best of many taken into account",
+    "detectable": "the true difference to the best that so many users and seeds find four times in five, if noise is "
+    "as these seeds show it, which few seeds do roughly",
     "P(best)": "how often the method has the best NDCG@20 when users and seeds are drawn anew",
     "beats a plain table of the same size?": "yes or no where the interval of the difference to `{plain}` at the same "
     "budget leaves out 0, else not told apart",
@@ -59,10 +69,11 @@ LEGEND = {
 METHOD = (
     "Intervals are of 95 %. Two methods are paired by user, on the seeds that both have: {draws:,} bootstrap draws of "
     "the users (percentiles), in quadrature with Student's interval of the mean over seeds. They hold for one "
-    "comparison at a time: of twenty between equal methods one may be called different, and somewhat more with the "
-    "best, which luck helped to become it (7 of 100, measured with 30 equal methods and 5 seeds). Look at P(best) too, "
-    "and in the csv at p_holm: Wilcoxon's signed-rank test over users, which knows nothing of seeds, corrected by Holm "
-    "over all comparisons of a dataset ({families})."
+    "comparison at a time: of twenty between equal methods one may be called different, and more with the best, which "
+    "luck helped to become it (up to a tenth of 8 equal methods, a fifth of 30). The p in the table is that at which "
+    "the interval would end at 0, corrected by Holm over all pairs of methods at a budget ({families}): where none "
+    "differ, one of twenty budgets has any below 0.05. The csv has Wilcoxon's signed-rank test over users too, "
+    "corrected over the same pairs; it knows nothing of seeds and speaks of these trained models alone."
 )
 """How the table is made."""
 
@@ -89,8 +100,8 @@ def write_compare(runs: Sequence[Path], output: Path, plain: str, made_by: str =
     table, variance = compare_table(compared, plain), variance_table(compared)
     texts = {
         ".csv": table.to_csv(index=False),
-        ".md": _to_markdown(table, variance, data_checksums(compared), plain, made_by),
-        ".tex": _to_latex(table),
+        ".md": _to_markdown(table, variance, compared, plain, made_by),
+        ".tex": _to_latex(table, plain),
         "-variance.csv": variance.to_csv(index=False),
     }
     for ending, text in texts.items():
@@ -132,7 +143,6 @@ class Difference:
     users_low: float = np.nan
     users_high: float = np.nan
     seeds: int = 0
-    p: float = np.nan
     effect_size: float = np.nan
     detectable: float = np.nan
 
@@ -177,29 +187,18 @@ def compare_table(runs: pd.DataFrame, plain: str) -> pd.DataFrame:
 
     low, high: the interval of the mean; probability_best; then, each with the prefix best_ or plain_ for the best
     method and the plain table of the same budget: other (its name), difference, low, high, users_low, users_high (the
-    interval over users alone), seeds (in common), p (Wilcoxon), p_holm, effect_size (Cohen's d_z), detectable,
-    different; beats_plain in words. Rows of the budget `full` are compared with nothing. Raises DataError.
+    interval over users alone), seeds (in common), effect_size (Cohen's d_z), detectable, p (of the interval), p_holm,
+    wilcoxon_p, wilcoxon_p_holm, different; beats_plain in words. Holm's family: all pairs of methods with a result of
+    a dataset, budget and metric. Rows of the budget `full` are compared with nothing. Raises DataError.
     """
     cells = summarise(runs, TABLE_METRICS)
     order = main_table(runs)[_CELL]
     cells = order.merge(cells, on=_CELL, how="left").drop(columns="role")
-    found = {}
-    for dataset, of_dataset in runs.groupby("dataset", sort=False):
-        with_result = of_dataset.dropna(subset=TABLE_METRICS)
-        pairs: dict[tuple, Difference] = {}
-        for budget, of_budget in with_result.groupby("budget", sort=False):
-            rows, measured = _compare_budget(of_budget, plain)
-            found.update({(dataset, budget, *key): row for key, row in rows.items()})
-            pairs.update({(budget, *key): value for key, value in measured.items()})
-        # The family: every pair of methods of this dataset once, whichever of the two is the best or the plain table
-        once = {(budget, metric, *sorted(names)): pair.p for (budget, metric, *names), pair in pairs.items()}
-        corrected = dict(zip(once, holm(list(once.values())), strict=True))
-        for (budget, metric, method, other), pair in pairs.items():
-            row = found[dataset, budget, method, metric]
-            for against in [name for name in ("best", "plain") if row[f"{name}_other"] == other]:
-                row |= {f"{against}_{column}": getattr(pair, column) for column in _MEASURED}
-                row[f"{against}_p_holm"] = corrected[budget, metric, *sorted([method, other])]
-                row[f"{against}_different"] = pair.different
+    found = {
+        (dataset, budget, *key): row
+        for (dataset, budget), group in runs.dropna(subset=TABLE_METRICS).groupby(["dataset", "budget"], sort=False)
+        for key, row in _compare_budget(group, plain).items()
+    }
     keys = list(cells[[*_CELL, "metric"]].itertuples(index=False, name=None))
     columns = ["low", "high", "best", "probability_best", "users"]
     columns += [f"{against}_{column}" for against in ("best", "plain") for column in _AGAINST]
@@ -208,21 +207,18 @@ def compare_table(runs: pd.DataFrame, plain: str) -> pd.DataFrame:
     return table.assign(best=table.best.eq(True), beats_plain=words)
 
 
-def _compare_budget(runs: pd.DataFrame, plain: str) -> tuple[dict, dict]:
-    """Return (rows by method and metric, differences by metric, method and other) of one dataset and budget."""
+def _compare_budget(runs: pd.DataFrame, plain: str) -> dict:
+    """Return the rows of one dataset and budget, by method and metric."""
     seeds = {method: tuple(sorted(group.seed)) for method, group in runs.groupby("method", sort=False)}
     rival = runs.budget.iloc[0] != "full" and len(seeds) > 1
     rows: dict[tuple, dict] = {}
-    pairs: dict[tuple, Difference] = {}
     for metric, values in _per_user(runs, TABLE_METRICS).items():
         means = runs.groupby("method", sort=False)[metric].mean().to_dict()
         best = max(means, key=lambda method: means[method])
-        others = [name for name in dict.fromkeys([best, plain]) if name in seeds] * rival
         common = {
             (method, other): shared
-            for method in seeds
-            for other in others
-            if other != method and (shared := tuple(sorted({*seeds[method]} & {*seeds[other]})))
+            for method, other in (itertools.combinations(seeds, 2) if rival else [])
+            if (shared := tuple(sorted({*seeds[method]} & {*seeds[other]})))
         }
         needed = [*seeds.items(), *((name, shared) for names, shared in common.items() for name in names)]
         place = {key: column for column, key in enumerate(dict.fromkeys(needed))}
@@ -241,14 +237,41 @@ def _compare_budget(runs: pd.DataFrame, plain: str) -> tuple[dict, dict]:
                 "probability_best": float(chance),
                 "users": len(averaged),
                 "best_other": best if rival and method != best else None,
-                "plain_other": plain if plain in others and method != plain else None,
+                "plain_other": plain if rival and plain in seeds and method != plain else None,
             }
+
+        gaps = {}
         for (method, other), shared in common.items():
             one, two = place[method, shared], place[other, shared]
-            by_user = averaged[:, one] - averaged[:, two]
-            seed_means = (by_seed[method, shared] - by_seed[other, shared]).mean(axis=1)
-            pairs[metric, method, other] = _measure(by_user, draws[:, one] - draws[:, two], seed_means)
-    return rows, pairs
+            of_seeds = (by_seed[method, shared] - by_seed[other, shared]).mean(axis=1)
+            gaps[method, other] = averaged[:, one] - averaged[:, two], draws[:, one] - draws[:, two], of_seeds
+        p_values = _p_values(gaps)
+        for method, against in itertools.product(seeds, ("best", "plain")):
+            row = rows[method, metric]
+            pair = (method, row[f"{against}_other"])
+            if pair in gaps:
+                measured = _measure(*gaps[pair])
+            elif (pair := pair[::-1]) in gaps:
+                measured = _measure(*(-values for values in gaps[pair]))
+            else:
+                continue
+            row |= {f"{against}_{column}": getattr(measured, column) for column in [*_MEASURED, "different"]}
+            row |= {f"{against}_{column}": p for column, p in p_values[pair].items()}
+    return rows
+
+
+def _p_values(gaps: dict[tuple, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[tuple, dict[str, float]]:
+    """Return by pair p, wilcoxon_p, and both corrected for the family of all pairs, from what `_measure` takes."""
+    if not gaps:
+        return {}
+    numbers = [
+        (by_user.mean(), *users_interval(draws), seed_error(of_seeds), len(of_seeds))
+        for by_user, draws, of_seeds in gaps.values()
+    ]
+    found = pd.DataFrame({"p": interval_p(*np.array(numbers).T)})
+    found["wilcoxon_p"] = [wilcoxon_p(by_user) for by_user, _, _ in gaps.values()]
+    found = found.assign(**{f"{column}_holm": holm(found[column].tolist()) for column in _P_VALUES})
+    return dict(zip(gaps, found.to_dict("records"), strict=True))
 
 
 def _generator(dataset: str) -> np.random.Generator:
@@ -269,7 +292,6 @@ def _measure(by_user: np.ndarray, draws: np.ndarray, seed_means: np.ndarray) -> 
         users_low=float(users_low),
         users_high=float(users_high),
         seeds=seeds,
-        p=wilcoxon_p(by_user),
         effect_size=effect_size(by_user),
         detectable=float(detectable_difference(user_error, seed_error(seed_means), seeds)),
     )
@@ -371,7 +393,10 @@ def _printed(by_metric: dict[str, pd.DataFrame], marks: _Marks, size: str) -> pd
     text.insert(1, "seeds", [f"{results} of {runs}" for results, runs in zip(ndcg.results, ndcg.runs, strict=True)])
     for metric, rows in by_metric.items():
         text[metric_in_words(metric)] = [_mean(row, marks) for row in rows.to_dict("records")]
-    text["NDCG@20 against the best"] = [_with_interval(row, "best", marks) for row in ndcg.to_dict("records")]
+    text["stored"] = ["-" if pd.isna(size) else size_in_words(size, "bytes") for size in ndcg.stored_bytes]
+    text["NDCG@20 against the best"] = [_against_best(row, marks) for row in ndcg.to_dict("records")]
+    text["p"] = ["" if pd.isna(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in ndcg.best_p_holm]
+    text["detectable"] = ["" if pd.isna(size) else f"{size:.4f}" for size in ndcg.best_detectable]
     text["P(best)"] = ["-" if pd.isna(chance) else f"{chance:.2f}" for chance in ndcg.probability_best]
     for metric, rows in by_metric.items():
         text[f"beats a plain table of the same {size}? {metric_in_words(metric)}"] = [
@@ -389,6 +414,12 @@ def _mean(row: dict, marks: _Marks) -> str:
     return text if told else marks.underlined(text)
 
 
+def _against_best(row: dict, marks: _Marks) -> str:
+    if not pd.isna(row["best_other"]) and pd.isna(row["best_difference"]):
+        return "no seed in common"
+    return _with_interval(row, "best", marks)
+
+
 def _with_interval(row: dict, against: str, marks: _Marks) -> str:
     if pd.isna(row[f"{against}_difference"]):
         return ""
@@ -397,38 +428,18 @@ def _with_interval(row: dict, against: str, marks: _Marks) -> str:
 
 
 def _in_words(by_metric: dict[str, pd.DataFrame]) -> str:
-    """Return how many users a section has, and which differences it could have found."""
+    """Return how many users a section has."""
     ndcg = by_metric["ndcg@20"]
-    if not ndcg.results.any():
-        return "No run has a result."
-    text = f"{ndcg.users.max():,.0f} users"
-    sizes = [
-        f"{rows.best_detectable.median():.4f} in {metric_in_words(metric)}"
-        for metric, rows in by_metric.items()
-        if rows.best_detectable.notna().any()
-    ]
-    if sizes:
-        seeds = sorted({int(count) for count in ndcg.best_seeds.dropna()})
-        one = seeds == [1]
-        text += (
-            f". With {' or '.join(map(str, seeds))} seed{'s' * (not one)} a true difference to the best of "
-            f"{' or '.join(sizes)} is found four times in five (median over methods"
-            f"{'; these trained models alone' * one})"
-        )
-    return f"{text}."
+    return f"{ndcg.users.max():,.0f} users." if ndcg.results.any() else "No run has a result."
 
 
 def how_made(table: pd.DataFrame) -> str:
-    """Return METHOD with the draws, and how many comparisons Holm's correction counts on each dataset."""
+    """Return METHOD with the draws, and how many pairs Holm's correction counts on each dataset."""
     counts = []
-    for dataset, rows in table.groupby("dataset", sort=False):
-        pairs = {
-            (row["budget"], row["metric"], *sorted([row["method"], row[f"{against}_other"]]))
-            for row in rows.to_dict("records")
-            for against in ("best", "plain")
-            if not pd.isna(row[f"{against}_difference"])
-        }
-        counts.append(f"{len(pairs):,} on {dataset}")
+    ndcg = table[(table.metric == "ndcg@20") & (table.budget != "full") & (table.results > 0)]
+    for dataset, rows in ndcg.groupby("dataset", sort=False):
+        pairs = sorted({math.comb(methods, 2) for methods in rows.groupby("budget").size()})
+        counts.append(f"{' to '.join(map(str, dict.fromkeys([pairs[0], pairs[-1]])))} on {dataset}")
     return METHOD.format(draws=DRAWS, families=", ".join(counts))
 
 
@@ -442,7 +453,7 @@ def titled(table: pd.DataFrame, bold: str) -> Iterator[tuple[str, str, str, pd.D
         yield heading, budget, _in_words(by_metric), text
 
 
-def _to_markdown(table: pd.DataFrame, variance: pd.DataFrame, data: pd.DataFrame, plain: str, made_by: str) -> str:
+def _to_markdown(table: pd.DataFrame, variance: pd.DataFrame, runs: pd.DataFrame, plain: str, made_by: str) -> str:
     lines = [f"Made by `{made_by}`.", ""] if made_by else []
     lines += ["Nothing is to be concluded from made-up data.", ""] if table.made_up.any() else []
     lines += [how_made(table), ""]
@@ -456,18 +467,23 @@ def _to_markdown(table: pd.DataFrame, variance: pd.DataFrame, data: pd.DataFrame
         lines += ["## Spread by model seed and split seed", "", *markdown_rows(rounded), ""]
     lines += ["## Columns", ""]
     lines += [f"* {name}: {meaning.format(plain=plain)}" for name, meaning in LEGEND.items()]
-    return "\n".join([*lines, "", "## Data", "", *markdown_rows(data), ""])
+    lines += ["", "## Data", "", f"Trained at {commits_in_words(runs.commit)}.", ""]
+    return "\n".join([*lines, *markdown_rows(data_checksums(runs)), ""])
 
 
-def _to_latex(table: pd.DataFrame) -> str:
+def _to_latex(table: pd.DataFrame, plain: str) -> str:
     """Return the table in LaTeX, for a document that loads booktabs and longtable."""
     marks = _Marks(r"\textbf{{{}}}".format, r"\underline{{{}}}".format, r"$^\dagger$")
+    dropped = {"stored": "stored", "against the best": "NDCG@20 against the best", "detectable": "detectable"}
+    meanings = (f"{name}: {text.format(plain=plain)}." for name, text in LEGEND.items() if name not in dropped)
+    caption = in_latex(" ".join(meanings)).replace("†", r"$^\dagger$")
     lines: list[str] = []
     for (dataset, budget), by_metric in _sections(table):
-        text = _printed(by_metric, marks, "size").drop(columns="NDCG@20 against the best")
+        text = _printed(by_metric, marks, "size").drop(columns=list(dropped.values()))
         width = len(text.columns)
         if not lines:
-            lines += [rf"\begin{{longtable}}{{lrl{'r' * (width - 3)}}}", r"\toprule"]
+            lines += [rf"\begin{{longtable}}{{lrl{'r' * (width - 3)}}}", rf"\caption{{{caption}}}\\"]
+            lines += [r"\toprule"]
             lines += [" & ".join(map(in_latex, text.columns)) + r" \\", r"\endhead"]
         title = f"{dataset}{' (made up)' if by_metric['ndcg@20'].made_up.iloc[0] else ''}, {budget}"
         lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{{in_latex(title)}}} \\", r"\midrule"]

@@ -79,6 +79,29 @@ def seed_error(seed_means: np.ndarray) -> np.ndarray:
     return seed_means.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.zeros(seed_means.shape[1:])
 
 
+def interval_p(
+    mean: np.ndarray, users_low: np.ndarray, users_high: np.ndarray, errors_of_seeds: np.ndarray, seeds: np.ndarray
+) -> np.ndarray:
+    """Return the two-sided p (c,) of `mean` (c,) being 0: one minus the level at which `interval` would end at 0.
+
+    users_low, users_high: the ends (c,) of the users' 95 % interval; errors_of_seeds, seeds: what `seed_error` gives,
+    and how many there are (c,). It solves for a: mean^2 = (z_a U)^2 + (t_a W)^2, where U is the users' standard error,
+    taken from the arm of their interval towards 0, and W that of the seeds: so p < 0.05 where `interval` leaves out 0.
+    For the same reason as there, p is below a in at most a share a of comparisons between equal methods. 1 where all
+    is 0.
+    """
+    arm = np.where(mean > 0, mean - users_low, users_high - mean)
+    users, degrees = arm / special.ndtri((1 + LEVEL) / 2), np.maximum(seeds - 1, 1)
+    below, above = np.full(mean.shape, -690.0), np.zeros(mean.shape)  # logarithms of p: down to 1e-300
+    for _ in range(50):
+        middle = (below + above) / 2
+        tail = np.exp(middle) / 2
+        reach = np.where(seeds > 1, stats.t.ppf(tail, degrees), 0) * errors_of_seeds
+        inside = np.hypot(special.ndtri(tail) * users, reach) >= np.abs(mean)
+        below, above = np.where(inside, middle, below), np.where(inside, above, middle)
+    return np.exp((below + above) / 2)
+
+
 def seeds_interval(values: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of the mean of values (S,) over seeds, Student's; NaN for fewer than two."""
     if len(values) < 2:
@@ -97,7 +120,8 @@ def _student(seeds: int) -> float:
 def wilcoxon_p(differences: np.ndarray) -> float:
     """Return the two-sided p of the signed-rank test of differences (n,) by user; users without one are left out.
 
-    Wilcoxon 1945; 1 where no user has a difference. It is about users: seeds do not come into it. Metrics are stored
+    Wilcoxon 1945; 1 where no user has a difference. It is about users and these trained models: seeds do not come into
+    it, so it finds differences between equal methods that only their seeds make. Metrics are stored
     with seven digits, and so are differences compared: what rounding makes of equal ones is no difference.
     """
     differences = np.round(differences, 7)
