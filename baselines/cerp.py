@@ -48,6 +48,7 @@ from c2f.api import (
     SparseMatrix,
     Survival,
     assignment_matrix,
+    basis_of,
     check,
     feasible_nonzeros,
     pack_sparse,
@@ -103,9 +104,11 @@ class _Codebooks(EmbeddingMethod):
         return self.composition @ self.pruned()  # (N, d)
 
     def linear_form(self, graph):
+        def final(rows):
+            return propagate(self.composition @ rows, graph.operator, self.params.num_layers)
+
         def basis():
-            identity = torch.eye(len(self.codebook), device=graph.device)
-            return propagate(self.composition @ identity, graph.operator, self.params.num_layers), None
+            return basis_of(final, len(self.codebook), graph.num_nodes, graph.device), None
 
         return LinearForm(len(self.codebook), basis, self.pruned, composition=self.composition)
 

@@ -41,6 +41,7 @@ from c2f.api import (
     TableParams,
     as_stored,
     assignment_matrix,
+    basis_of,
     check,
     hash_constants,
     pack,
@@ -111,14 +112,16 @@ class SharedRows(EmbeddingMethod):
         return self.codebook
 
     def linear_form(self, graph):
-        composition = assignment_matrix(self.codes.cpu(), torch.ones(self.codes.shape), len(self.codebook))
+        ones, num_rows = torch.ones(self.codes.shape), len(self.codebook)
+        composition = SparseMatrix(assignment_matrix(self.codes.cpu(), ones, num_rows), graph.device)
+
+        def final(rows):
+            return propagate(composition @ rows, graph.operator, self.params.num_layers)
 
         def basis():
-            dense = torch.from_numpy(composition.toarray()).to(graph.device)  # (N, rows)
-            return propagate(dense, graph.operator, self.params.num_layers), None
+            return basis_of(final, num_rows, graph.num_nodes, graph.device), None
 
-        matrix = SparseMatrix(composition, graph.device)
-        return LinearForm(len(self.codebook), basis, self.summands, composition=matrix)
+        return LinearForm(num_rows, basis, self.summands, composition=composition)
 
     def leftover(self, budget):
         if len(self.codebook) >= self.codes.numel():

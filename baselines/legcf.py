@@ -31,6 +31,7 @@ from c2f.api import (
     anchored_assignment,
     as_stored,
     assignment_matrix,
+    basis_of,
     check,
     closest_codes,
     coarse_codes,
@@ -167,10 +168,12 @@ class LEGCF(EmbeddingMethod):
         if self.params.activation != "linear":
             return None
 
+        def final(codebook):
+            start = torch.cat([self.assignment @ codebook, codebook])  # (N + c, w)
+            return propagate(start, self.expanded, self.params.num_layers)[: len(self.codes)]
+
         def basis():
-            identity = torch.eye(len(self.codebook), device=graph.device)
-            start = torch.cat([self.assignment @ identity, identity])  # (N + c, c)
-            return propagate(start, self.expanded, self.params.num_layers)[: len(self.codes)], None
+            return basis_of(final, len(self.codebook), len(self.codes), graph.device), None
 
         return LinearForm(len(self.codebook), basis, lambda: self.codebook, composition=self.assignment)
 

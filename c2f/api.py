@@ -29,7 +29,7 @@ from c2f.diagnostics import Codes
 from c2f.errors import BudgetError, ConfigError, MethodError, did_you_mean
 from c2f.graph import Graph
 from c2f.method import EmbeddingMethod, Embeddings, LinearForm, TableParams, TrainingGraph, load_start
-from c2f.ops import SparseMatrix, soft_threshold
+from c2f.ops import SparseMatrix, basis_of, soft_threshold
 from c2f.pruning import MaskedTable, Survival, kept_sizes, search_by_thresholds, survivors, tensor_sha256
 from c2f.settings import check
 from c2f.tuning import Choice, Float, Int
@@ -58,6 +58,7 @@ __all__ = [
     "as_stored",
     "assignment_bytes",
     "assignment_matrix",
+    "basis_of",
     "check",
     "closest_codes",
     "coarse_codes",

@@ -41,6 +41,7 @@ from c2f.api import (
     as_stored,
     assignment_bytes,
     assignment_matrix,
+    basis_of,
     check,
     coarse_codes,
     expanded_adjacency,
@@ -225,20 +226,17 @@ class C2FMetaEmbed(EmbeddingMethod):
             return None
         num_fine, gate = len(self.fine), self.params.gate
 
+        def final(nodes, coarse, fine):
+            return self.layers.propagate(nodes, coarse, fine, gate, self.params.num_layers)[0]
+
+        def of_fine_codes(rows):  # (2f, w): E, which reaches the nodes through the bridge, over tanh(E)
+            nodes = rows.new_zeros(len(self.codes), rows.shape[1])
+            return final(nodes, gate * (self.layers.bridge @ rows[:num_fine]), rows[num_fine:])
+
         def basis():
-            # All constants in one pass of d + 2f columns: from E_c alone, from E through the bridge, from tanh(E).
             nodes = activate(self.layers.assignment @ self.codebook, self.params.activation)  # (N, d)
-            identity = torch.eye(num_fine, device=nodes.device)
-            columns = self.params.dim + 2 * num_fine
-            users_items, coarse, fine = (
-                nodes.new_zeros(n, columns) for n in (len(nodes), len(self.codebook), num_fine)
-            )
-            users_items[:, : self.params.dim] = nodes
-            coarse[:, : self.params.dim] = (1 - gate) * self.codebook
-            coarse[:, self.params.dim : -num_fine] = gate * (self.layers.bridge @ identity)
-            fine[:, -num_fine:] = identity
-            final, _, _ = self.layers.propagate(users_items, coarse, fine, gate, self.params.num_layers)
-            return final[:, self.params.dim :].contiguous(), final[:, : self.params.dim].contiguous()
+            offset = final(nodes, (1 - gate) * self.codebook, torch.zeros_like(self.fine))
+            return basis_of(of_fine_codes, 2 * num_fine, len(nodes), nodes.device), offset
 
         def rows():
             sparse = self._sparse_fine()

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
@@ -133,6 +134,19 @@ def layers_in_halves(wanted: bool = True):
 def compiled_for(x: torch.Tensor) -> bool:
     """Return whether c2f.kernels serve a table (n, d): float32 of some widths, on a processor."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] in kernels.WIDTHS
+
+
+def basis_of(final: Callable[[torch.Tensor], torch.Tensor], num_rows: int, num_nodes: int, device) -> torch.Tensor:
+    """Return the (N, m) basis of a LinearForm: `final` of the columns of the identity (m, m), some at a time.
+
+    final: what m rows (m, w) come to at every node (N, w), a linear function. What it takes on the way is only as wide
+    as a block, and the compiled product serves it.
+    """
+    identity, basis = torch.eye(num_rows, device=device), torch.empty(num_nodes, num_rows, device=device)
+    for first in range(0, num_rows, 128):
+        columns = slice(first, first + 128)
+        basis[:, columns] = final(identity[:, columns])
+    return basis
 
 
 def soft_threshold(x: torch.Tensor, threshold) -> torch.Tensor:

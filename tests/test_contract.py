@@ -266,4 +266,4 @@ def test_collapsed_and_full_propagation_give_the_same_loss_and_gradients(fitted)
             results.append((loss.item(), [parameter.grad.clone() for parameter in trained]))
         assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
         for collapsed, full in zip(results[0][1], results[1][1], strict=True):
-            np.testing.assert_allclose(collapsed, full, rtol=1e-4, atol=1e-5 * float(full.abs().max()))
+            np.testing.assert_allclose(collapsed, full, rtol=1e-5, atol=1e-5 * float(full.abs().max()))
