@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import signal
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from c2f.seeds import seed_for
 from c2f.settings import check
 
 VALIDATION_METRICS = ("ndcg@5", "ndcg@20", "recall@20")
+MOST_BASIS_BYTES = 2**29
+"""A collapsed form whose basis takes more is not used, however cheap its steps: these copy rows of it besides."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +209,12 @@ class Trainer:
                     since_best = 0 if improved else since_best + 1
                     if improved and keep == "best":
                         best = _copied(method)
-                    bar.set_postfix_str(f"loss {loss:.4f}, {report.metric} {self.curve[-1][report.metric]:.4f}")
-                stop = interrupted.is_set
-                self._write_checkpoint(method, index, best, since_best, now=stop)
-                if stop:
-                    raise KeyboardInterrupt
+                bar.set_postfix_str(f"loss {loss:.4f}, {report.metric} {self.curve[-1][report.metric]:.4f}")
+                self._write_checkpoint(method, index, best, since_best, now=interrupted.is_set)
+                if interrupted.is_set:
+                    break
+        if interrupted.is_set:
+            raise KeyboardInterrupt
         if best is not None:
             method.load_state_dict(best)
             method.state_changed()
@@ -368,7 +372,12 @@ class Trainer:
             state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
         except ZIP_ERRORS:
             return None  # damaged: start again, as without one
-        return state if state.get("fingerprint") == self._fingerprint else None
+        if state.get("fingerprint") == self._fingerprint:
+            return state
+        kept = self._checkpoint.with_suffix(".old.pt")
+        self._checkpoint.replace(kept)
+        print(f"{kept} is of other code, settings or data: training starts again without it", file=sys.stderr)
+        return None
 
     def _take_up(self, method) -> tuple[StageReport, dict | None, int]:
         """Put the interrupted stage's state back and forget the checkpoint."""
@@ -411,6 +420,8 @@ class _Step:
     def _cheaper(self, num_rows: int) -> bool:
         # Multiply-adds per column of the table. One gathered through the graph costs about seven dense ones (Gowalla,
         # two cores: a layer of 1.6 M non-zeros x 128 takes 12 ms; a dense product runs at 226 GFLOP/s).
+        if 4 * self.graph.num_nodes * num_rows > MOST_BASIS_BYTES:
+            return False
         batch_rows = min(self.graph.num_nodes, 3 * self.settings.batch_size)
         return batch_rows * num_rows / 7 < self.graph.adjacency.nnz * self.method.params.num_layers
 

@@ -620,9 +620,28 @@ def test_a_damaged_checkpoint_is_ignored_and_training_starts_again(blocks, tmp_p
     assert equal(copied(method), copied(reference[1]))
 
 
-def test_a_checkpoint_of_other_settings_is_ignored(blocks, tmp_path, monkeypatch):
+def test_a_checkpoint_of_other_settings_is_kept_apart_and_named(blocks, tmp_path, monkeypatch, capsys):
     path = stopped_checkpoint(blocks, tmp_path, fingerprint="x")
+    before = path.read_bytes()
     assert epochs_sampled(*make(blocks, checkpoint=path, fingerprint="y"), monkeypatch) == 8
+    assert (tmp_path / "checkpoint.old.pt").read_bytes() == before
+    assert "checkpoint.old.pt is of other code, settings or data: training starts again" in capsys.readouterr().err
+
+
+def test_an_interruption_while_the_last_checkpoint_of_a_stage_is_written_is_not_lost(blocks, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    trainer, method = make(blocks, checkpoint=path, fingerprint="x")
+    write = trainer._write_checkpoint
+
+    def interrupted_write(*arguments, now):
+        if trainer.reports[-1].epochs == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        write(*arguments, now=now)
+
+    monkeypatch.setattr(trainer, "_write_checkpoint", interrupted_write)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(method, "one", max_epochs=2)
+    assert [report.epochs for report in trainer.reports] == [2]
 
 
 def test_checkpoints_are_written_at_intervals_and_a_full_disk_keeps_the_last_one(blocks, tmp_path, monkeypatch):
