@@ -69,6 +69,8 @@ METHODS = {
 }
 """The entries of config/config.yaml, as released (METHODS.md 3.5 and 4.6): batch 8,192 at 1e-3, then 32,768 at 3e-3."""
 BUDGET, PARTS = "numbers-51200", (300, 100)
+ENDED = ("ok", "timeout")
+"""How a run with a result ends."""
 QUICK = {"dim": 8, "num_codes": 12}, {"dim": 8, "num_codes": 12, "fine_codes": 6, "components": 4}
 STAND_INS = ("numba", "tqdm", "yaml")
 
@@ -179,7 +181,8 @@ def put_partitions(given: list[Path], data: Path, parts: tuple[int, ...]) -> Non
         if file.name not in wanted or not file.is_file():
             raise ConfigError(f"--partition {file} is none of {', '.join(wanted)}, the files that these data need")
         if file.resolve() != (data / file.name).resolve():
-            shutil.copyfile(file, data / file.name)
+            with write_atomically(data / file.name) as temporary:
+                shutil.copyfile(file, temporary)
     for name, count in wanted.items():
         if not (data / name).exists() and importlib.util.find_spec("pymetis") is None:
             raise ConfigError(
@@ -188,12 +191,15 @@ def put_partitions(given: list[Path], data: Path, parts: tuple[int, ...]) -> Non
             )
 
 
-def is_done(run: Path, method: Path, start: Path | None) -> bool:
-    """Return whether a run has ended with these settings, from this start."""
+def is_done(run: Path, method: Path, start: Path | None, data: Path, seed: int) -> bool:
+    """Return whether a run has a result with these settings, from this start, of these data and this seed."""
     if not (run / "run.json").exists():
         return False
+    record = read_json(run / "run.json")
     made_from = {"method": sha256_file(method)} | ({"start": sha256_file(start / "artifact.npz")} if start else {})
-    return made_from.items() <= read_json(run / "run.json")["inputs_sha256"].items()
+    made_from |= {part: load_stats(data / "stats.json")["sha256"][part] for part in ("train", "valid")}
+    same = made_from.items() <= record["inputs_sha256"].items() and record["seed"] == seed
+    return same and record["status"] in ENDED
 
 
 def run_all(options: argparse.Namespace) -> str:
@@ -216,14 +222,14 @@ def run_all(options: argparse.Namespace) -> str:
         params = entry["params"] | (small if options.quick else {})
         params |= {"init": options.fine_init} if method == "c2f" else {}
         run_step("resolve", name=method, entry=entry | {"params": params}, training=training, output=resolved)
-        if not is_done(run, resolved, start):
+        if not is_done(run, resolved, start, data, options.seed):
             (run / "metrics.json").unlink(missing_ok=True)
             files = {part: data / f"{part}.parquet" for part in ("train", "valid")} | {"stats": data / "stats.json"}
             more = {"start": start} if start else {}
             budget = "full" if options.quick else BUDGET
             run_step("train", **files, method=resolved, budget=budget, seed=options.seed, output=run, **more)
         record = read_json(run / "run.json")
-        if record["status"] not in ("ok", "timeout"):
+        if record["status"] not in ENDED:
             raise C2FError(f"{run} ended as {record['status']}: {record['reason']}")
         if not (run / "metrics.json").exists():
             run_step("evaluate", run=run, data=data, output=run)

@@ -114,6 +114,24 @@ def test_a_partition_of_other_data_is_refused_by_name(tmp_path):
         gowalla.put_partitions([tmp_path / "partition-300-0-123456789abc.npz"], tmp_path, gowalla.PARTS)
 
 
+def test_a_run_of_another_seed_of_other_data_or_without_a_result_is_not_taken_for_this_one(tmp_path):
+    method, sums = tmp_path / "c2f.json", {"train": "ab" * 32, "valid": "cd" * 32, "test": "ef" * 32}
+    method.write_text("{}")
+    made_from = {part: sums[part] for part in ("train", "valid")} | {"method": gowalla.sha256_file(method)}
+
+    def done(seed=1, status="ok", sha256=sums) -> bool:
+        record = {"seed": seed, "status": status, "inputs_sha256": made_from}
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        stats = {"num_users": 1, "num_items": 1, "mask_at_test": [], "sha256": sha256}
+        (tmp_path / "stats.json").write_text(json.dumps(stats))
+        return gowalla.is_done(tmp_path, method, None, tmp_path, seed=1)
+
+    assert done() and done(status="timeout")
+    assert not done(seed=2) and not done(status="oom") and not done(sha256=sums | {"train": "12" * 32})
+    method.write_text("{ }")
+    assert not done()
+
+
 def test_its_settings_and_its_data_are_those_of_the_configuration():
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     grid = Grid(config, ROOT / "workflow/schemas/config.schema.yaml")
