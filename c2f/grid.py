@@ -206,6 +206,11 @@ class Grid:
             )
         return path
 
+    def training_of(self, method: str) -> str:
+        """Return what of `training:` holds for a method, as JSON: the keys that its entry does not set itself."""
+        own = self.entries[method].training
+        return json.dumps({k: v for k, v in self.config["training"].items() if k not in own}, sort_keys=True)
+
     def check_entries(self, checked: Path) -> None:
         """Let every method that is trained check its own entry, before anything runs. Raises ConfigError.
 

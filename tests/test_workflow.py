@@ -760,6 +760,14 @@ def test_changing_a_parameter_retrains_that_method_alone(finished):
 
 
 @pytest.mark.slow
+def test_changing_a_key_of_training_retrains_the_methods_that_do_not_set_it_themselves(finished):
+    own = {"legcf", "c2f-coarse"}  # entries with an l2 of their own
+    planned = rerun(finished, {"training": {"l2": 2.0e-4}})
+    assert planned["train hashing"] and planned["train short-vectors"]
+    assert not any(planned[f"{rule} {method}"] for rule in ("resolve", "train") for method in own)
+
+
+@pytest.mark.slow
 def test_editing_the_figures_redraws_and_retrains_nothing(finished, edit):
     edit("c2f/figures.py")
     assert rerun(finished) == Counter(["figure", "report"])

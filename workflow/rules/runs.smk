@@ -11,7 +11,7 @@ rule resolve:
         "../../environment.yml"
     params:
         entry=lambda wildcards: GRID.entries[wildcards.method].to_json(),
-        training=GRID.training,
+        training=lambda wildcards: GRID.training_of(wildcards.method),
     shell:
         "python -m c2f resolve --name {wildcards.method} --entry {params.entry:q} --training {params.training:q}"
         " --output {output} 2>&1 | tee {log}"
