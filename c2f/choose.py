@@ -123,6 +123,7 @@ def _default_table(dataset: str) -> Path:
     if path.is_file():
         return path
     found = sorted(Path("results").glob("*/tables/runs-*.parquet"))
+    found += sorted(Path("results/published").glob("*/runs-*.parquet"))
     same = [str(other) for other in found if other.name == path.name]
     names = [other.stem.removeprefix("runs-") for other in found]
     others = f"name one with --runs, or {did_you_mean(dataset, names)}"
@@ -174,8 +175,14 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
             "and there are no metrics by user: the evidence does not separate them.",
         ]
     text = f"Difference: {gap.difference:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} over {over}. "
-    if gap.different:
-        text += f"The interval leaves out 0: {first.method if gap.difference > 0 else second.method} is better."
+    better = first.method if gap.difference > 0 else second.method
+    if gap.different and gap.by_user:
+        text += f"The interval leaves out 0: {better} is better."
+    elif gap.different:
+        text += (
+            f"It leaves out 0: {better} is better on these users. Whether it is on others is not known here: there are "
+            "no metrics by user (per_user.parquet) where the runs table says that its runs lie."
+        )
     else:
         text += "The interval holds 0: the evidence does not separate them"
         smaller = min((first, second), key=lambda cell: cell[limits.view])
@@ -183,18 +190,26 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
         text += "." if alike else f"; {smaller.method} is smaller ({size_in_words(smaller[limits.view], 'bytes')})."
     if gap.seeds == 1:
         text += " This is about these two models: with one seed the noise between seeds is unknown."
+    if len(best) > 2:
+        text += (
+            f" This is one comparison, and luck helps to be the best of {len(best)}: tables/compare.md has p values "
+            "corrected for that."
+        )
     return [*lines, text]
 
 
 def _cell_in_words(cell: pd.Series, metric: str) -> str:
-    known = f", 95 % interval {cell.low:.4f} to {cell.high:.4f} over {cell.results} seeds"
-    unknown = ", one seed: the noise between seeds is unknown"
+    if math.isnan(cell.low):
+        noise = "one seed: the noise between seeds is unknown"
+    elif cell.high - cell.low < 1e-9:
+        noise = f"the same for every one of {cell.results} seeds"
+    else:
+        noise = f"95 % interval {cell.low:.4f} to {cell.high:.4f} over {cell.results} seeds"
     status = f" ({cell.status})" * (cell.status != "ok")
     latency = "latency not measured" if math.isnan(cell.latency_ms) else f"{cell.latency_ms:.3g} ms for one user"
     sizes = [f"{size_in_words(cell.stored, 'bytes')} stored", f"{size_in_words(cell.serving, 'bytes')} to serve"]
     return (
-        f"{cell.method} at {cell.budget}: {metric_in_words(metric)} {cell['mean']:.4f}"
-        f"{unknown if math.isnan(cell.low) else known}{status}; "
+        f"{cell.method} at {cell.budget}: {metric_in_words(metric)} {cell['mean']:.4f}, {noise}{status}; "
         f"{', '.join([*sizes, latency, f'{cell.train_seconds:,.1f} s of training with its starts'])}."
     )
 

@@ -11,30 +11,33 @@ from c2f.errors import ConfigError, DataError
 from c2f.report import data_checksums, distinct, read_runs, unreadable
 
 _KEYS = ["dataset", "method", "budget", "seed"]
-_MADE_BY = {"figures": "figure", "tables": "table"}  # the folder: the step that fills it
+_MADE_BY = {"figures": "figure", "tables": "table", "published": "figure"}  # the folder: the step that fills it
+_ENDINGS = (".png", ".pdf", ".csv", ".txt", ".md", ".tex")
 
 
 def explain(path: Path) -> str:
     """Return as plain text which runs a figure, table or report.html shows, and where these came from.
 
     path: `<output>/figures/NAME.*`, `<output>/tables/NAME.*` (not a runs table) or `<output>/report.html`. The runs are
-    those of `<output>/tables/runs-*.parquet` that the csv beside it names; the report shows all. Raises ConfigError for
-    another path, DataError where the csv or the runs tables are missing or damaged.
+    those of `<output>/tables/runs-*.parquet` that the csv beside it names; the report shows all. Or a figure or table
+    that lies beside its runs tables, as in a folder of `results/published`. Raises ConfigError for another path,
+    DataError where the csv or the runs tables are missing or damaged.
     """
     path = Path(path)
-    kind, output = _place(path)
+    kind, folder = _place(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}; {_there_are(path)}")
-    tables = sorted((output / "tables").glob("runs-*.parquet"))
+    tables = sorted(folder.glob("runs-*.parquet"))
     if not tables:
         raise DataError(
-            f"{output / 'tables'} has no runs table (runs-*.parquet), which names the runs behind {path}; "
+            f"{folder} has no runs table (runs-*.parquet), which names the runs behind {path}; "
             "run `python -m c2f collect`"
         )
     runs = read_runs(tables)
     shown, notes = (runs, []) if kind == "report" else _shown(path, runs, _MADE_BY[kind])
     starts = _starts(shown, read_runs(tables, starts=True))
-    lines = [str(path), *_caption(path), "", *_age(path, tables), *notes, ""]
+    age = [] if kind == "published" else _age(path, tables)  # git keeps no times
+    lines = [str(path), *_caption(path), "", f"From {', '.join(map(str, tables))}.", *age, *notes, ""]
     lines += ["Data", *_columns(_data(shown)), ""]
     lines += ["Made with", *_columns(_origin(shown)), ""]
     lines += [f"Runs ({len(shown)})", *_columns(_runs(shown)), ""]
@@ -44,11 +47,13 @@ def explain(path: Path) -> str:
 
 
 def _place(path: Path) -> tuple[str, Path]:
-    """Return `report`, `figures` or `tables`, and the output folder that a path lies in."""
+    """Return `report`, `figures`, `tables` or `published`, and the folder of the runs tables behind a path."""
     if path.name == "report.html":
-        return "report", path.parent
-    if path.parent.name in _MADE_BY and path.suffix in (".png", ".pdf", ".csv", ".txt", ".md", ".tex"):
-        return path.parent.name, path.parent.parent
+        return "report", path.parent / "tables"
+    if path.parent.name in ("figures", "tables") and path.suffix in _ENDINGS:
+        return path.parent.name, path.parent.parent / "tables"
+    if path.suffix in _ENDINGS and any(path.parent.glob("runs-*.parquet")):
+        return "published", path.parent
     raise ConfigError(
         f"{path} is no figure, table or report beside its runs; name a file such as results/figures/comparison.png, "
         "results/tables/main.md or results/report.html"
@@ -106,13 +111,10 @@ def _caption(path: Path) -> list[str]:
 
 
 def _age(path: Path, tables: Iterable[Path]) -> list[str]:
-    """Return from which runs tables it was drawn, and whether one of them is newer."""
-    tables = list(tables)
-    lines = [f"From {', '.join(map(str, tables))}."]
+    """Return whether one of the runs tables is newer than what was made from them."""
     newer = [table.name for table in tables if table.stat().st_mtime > path.stat().st_mtime]
-    if newer:
-        lines.append(f"OUT OF DATE: it is older than {', '.join(newer)}, and may show other numbers; make it again.")
-    return lines
+    warning = f"OUT OF DATE: it is older than {', '.join(newer)}, and may show other numbers; make it again."
+    return [warning] * bool(newer)
 
 
 def _data(runs: pd.DataFrame) -> pd.DataFrame:

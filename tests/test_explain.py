@@ -46,6 +46,19 @@ def runs_in(text: str) -> list[tuple[str, str, int]]:
     return [(method, budget, int(seed)) for _, method, budget, seed, *_ in map(str.split, part.splitlines())]
 
 
+def test_a_published_figure_is_explained_by_the_runs_tables_that_lie_beside_it(tmp_path):
+    """As in results/published: no folders figures/ and tables/, and no times of files, which git does not keep."""
+    home = output(tmp_path)
+    there = explain(home / "figures" / "pareto.png")
+    published = tmp_path / "published"
+    published.mkdir()
+    for file in (*(home / "figures").iterdir(), home / "tables" / "runs-toy.parquet"):
+        file.rename(published / file.name)
+    os.utime(published / "pareto.png", (0, 0))
+    here = explain(published / "pareto.png")
+    assert runs_in(here) == runs_in(there) and "OUT OF DATE" not in here
+
+
 @pytest.mark.parametrize("ending", ["png", "pdf", "csv", "txt"])
 def test_a_figure_is_explained_by_the_runs_of_its_csv_and_the_seeds_of_its_caption(tmp_path, ending):
     text = explain(output(tmp_path) / "figures" / f"pareto.{ending}")
