@@ -408,7 +408,8 @@ def finish(
     if len(legend) > _FEW:
         figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False, handlelength=3.5)
     else:
-        columns = min(len(entries), max(2, int(figure.get_figwidth() / 1.75)))
+        inches = max(1.75, 0.5 + max(map(len, entries)) / 12)  # of an entry
+        columns = min(len(entries), max(1, int(figure.get_figwidth() / inches)))
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
     data = runs[["dataset", "protocol", "made_up"]].drop_duplicates().itertuples(index=False, name=None)

@@ -1,7 +1,8 @@
 "use strict";
 
-// Tables: a click on a column's head sorts by it; numbers from the largest, a second click turns it round.
-const isNumber = /^[+-]?[\d,]*\.?\d+/;
+// Tables: a click on a column's head sorts by it; numbers from the largest, a second click turns it round. A cell's
+// number is the first that stands in it: of "yes, +0.0547 [+0.0501, +0.0593]" the difference.
+const firstNumber = /(?<![\w.])[+-]?\d[\d,]*(\.\d+)?/;
 
 function sortBy(table, column, head) {
   const numeric = head.classList.contains("n");
@@ -10,7 +11,7 @@ function sortBy(table, column, head) {
   const order = head.getAttribute("aria-sort") === first ? other : first;
   const sign = order === "ascending" ? 1 : -1;
   const value = (row) => row.cells[column].textContent.trim();
-  const number = (text) => (isNumber.test(text) ? parseFloat(text.replaceAll(",", "")) : NaN);
+  const number = (text) => parseFloat(firstNumber.exec(text)?.[0].replaceAll(",", ""));
   const rows = [...table.tBodies[0].rows].sort((a, b) => {
     const [x, y] = [value(a), value(b)];
     if (!numeric) return sign * x.localeCompare(y, "en", { numeric: true });
@@ -68,7 +69,7 @@ function inWords(point, metric) {
       ? "one seed: no interval"
       : high - low < 1e-9
         ? "the same for every seed"
-        : `95 % interval ${low.toFixed(4)} to ${high.toFixed(4)}`;
+        : `95 % interval over seeds ${low.toFixed(4)} to ${high.toFixed(4)}`;
   return [
     `${point.method} at ${point.budget}` + (point.status === "ok" ? "" : ` (${point.status})`),
     `${data.metrics[metric]} ${mean.toFixed(4)}${spread}, ${interval}`,

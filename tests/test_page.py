@@ -146,6 +146,11 @@ const heads = table.tHead.rows[0].cells;
 said.order = [order()];
 for (const column of [1, 1, 0]) { heads[column].querySelector("button").click(); said.order.push(order()); }
 said.sorted = [...heads].map((head) => head.getAttribute("aria-sort"));
+const answers = document.createElement("table");
+const cells = ["not told apart, +0.0012 [-0.0010, +0.0034]", "", "yes, +0.0547 [+0.0501, +0.0593]", "no, -0.0100 [-0.0200, -0.0001]"];
+answers.innerHTML = `<thead><tr><th class="n">beats?</th></tr></thead><tbody><tr><td>${cells.join("</td></tr><tr><td>")}</td></tr>`;
+sortBy(answers, 0, answers.tHead.rows[0].cells[0]);
+said.answers = [...answers.tBodies[0].rows].map((row) => row.cells[0].textContent.split(",")[0]);
 said.width = [document.documentElement.scrollWidth, innerWidth];
 const names = performance.getEntriesByType("resource").map((entry) => entry.name);
 said.asked = names.filter((name) => !/^(data|blob):/.test(name));
@@ -221,6 +226,12 @@ def test_a_click_on_a_head_sorts_numbers_from_the_largest_and_what_is_no_number_
     assert up == ["lightgcn", "pq", "legcf", "short-vectors"]  # infeasible
     assert by_name == ["legcf", "lightgcn", "pq", "short-vectors"]
     assert said["sorted"][0] == "ascending" and set(said["sorted"][1:]) == {None}
+
+
+@pytest.mark.slow
+def test_an_answer_with_a_difference_is_sorted_by_the_difference(opened):
+    _, said, _ = opened
+    assert said["answers"] == ["yes", "not told apart", "no", ""]
 
 
 @pytest.mark.slow
