@@ -147,8 +147,9 @@ said.order = [order()];
 for (const column of [1, 1, 0]) { heads[column].querySelector("button").click(); said.order.push(order()); }
 said.sorted = [...heads].map((head) => head.getAttribute("aria-sort"));
 const answers = document.createElement("table");
-const cells = ["not told apart, +0.0012 [-0.0010, +0.0034]", "", "yes, +0.0547 [+0.0501, +0.0593]", "no, -0.0100 [-0.0200, -0.0001]"];
-answers.innerHTML = `<thead><tr><th class="n">beats?</th></tr></thead><tbody><tr><td>${cells.join("</td></tr><tr><td>")}</td></tr>`;
+const cells = ["not told apart, +0.0012 [-0.0010, +0.0034]", "", "yes, +0.0547 [0.0501, 0.0593]", "no, -0.01 [-1, 0]"];
+answers.innerHTML = "<thead><tr><th class=n>beats?</th></tr></thead><tbody></tbody>";
+for (const cell of cells) answers.tBodies[0].insertRow().insertCell().textContent = cell;
 sortBy(answers, 0, answers.tHead.rows[0].cells[0]);
 said.answers = [...answers.tBodies[0].rows].map((row) => row.cells[0].textContent.split(",")[0]);
 said.width = [document.documentElement.scrollWidth, innerWidth];

@@ -141,7 +141,7 @@ def test_the_race_for_an_l2_is_trained_as_its_file_says_and_reads_no_test_pairs(
     done = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = jobs(done.stdout + done.stderr)
-    assert Counter(job["rule"] for job in found) == Counter(download=1, prepare=1, resolve=4, train=4)
+    assert Counter(job["rule"] for job in found) == Counter(download=1, prepare=1, resolve=6, train=6)
     assert {job["method"] for job in found if job["rule"] == "train"} == set(grid(file="gowalla-l2.yaml").methods)
 
 
