@@ -524,3 +524,18 @@ def test_rows_of_zeros_stay_zeros_in_every_storage():
     zeros = np.zeros((3, 4), dtype=np.float32)
     for storage in ("float32", "float16", "int8", "uint8"):
         np.testing.assert_array_equal(unpack("x", pack("x", zeros, storage)), zeros)
+
+
+def test_where_numba_can_keep_nothing_its_loops_are_kept_below_the_temporary_folder(tmp_path, monkeypatch):
+    """A container with a foreign user: neither the package nor a home can be written to. Root may write anywhere."""
+    here, home = tmp_path / "package", tmp_path / "home"
+    writable = {here}
+    monkeypatch.setattr(kernels.os, "access", lambda place, mode: place in writable)
+    assert kernels._cache_folder(here, home, tmp_path) is None
+    writable.clear()
+    folder = kernels._cache_folder(here, home, tmp_path)
+    assert folder == kernels._cache_folder(here, home, tmp_path) and folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(kernels.os, "getuid", lambda: folder.stat().st_uid + 1)
+    (tmp_path / f"c2f-numba-{folder.stat().st_uid + 1}").mkdir()  # made by somebody else
+    assert kernels._cache_folder(here, home, tmp_path).name != f"c2f-numba-{folder.stat().st_uid + 1}"
