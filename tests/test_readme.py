@@ -62,6 +62,18 @@ def test_the_example_is_infeasible_below_two_numbers_a_node(example, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_example_file_of_the_design_is_a_method_as_it_stands(tmp_path, monkeypatch, shared):
+    design = (shared / "DESIGN.md").read_text()
+    code = re.search(r"```python\n([^`]*?class ShortVectors.*?)```", design, re.DOTALL).group(1)
+    (tmp_path / "design_example.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = steps.prepared(tmp_path)
+    method = steps.resolved(tmp_path, "of-the-design", {"uses": "design_example:ShortVectors"})
+    record = steps.trained(data, method, tmp_path / "run", budget="bytes-1kB")
+    assert (record["status"], record["footprint"]["stored"]) == ("ok", 4 * 2 * (60 + 48))
+    assert steps.step("evaluate", run=tmp_path / "run", data=data, output=tmp_path / "run") == 0
+
+
 def test_the_commands_for_a_new_baseline_check_it_and_list_its_jobs(tmp_path):
     folder = steps.copy_checkout(tmp_path / "checkout", "tests", "pyproject.toml")
     code = re.search(r"```python\n([^`]*?class TwoNumbers.*?)```", README, re.DOTALL).group(1)

@@ -752,6 +752,15 @@ def test_editing_a_method_retrains_what_starts_from_it(finished, edit):
 
 
 @pytest.mark.slow
+def test_snakemake_s_own_report_holds_the_figures_with_their_captions(finished):
+    done = snakemake(finished, "--cores", "1", "--report", "workflow.html", "--configfile", "tiny.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    page = (finished / "workflow.html").read_text()
+    caption = (finished / "results/figures/comparison.txt").read_text().split(".")[0]
+    assert "comparison.pdf" in page and caption in page
+
+
+@pytest.mark.slow
 def test_changing_a_parameter_retrains_that_method_alone(finished):
     changed = {"methods": {"hashing": {"params": {"dim": 16}}}}
     assert rerun(finished, changed) == REPORTS + SERVED + Counter(
