@@ -62,6 +62,15 @@ SIZES = {
 }
 """Users, items and training pairs: of made-up data in the place of a dataset that cannot be had."""
 KS = (5, 10, 20, 50)
+KINDS = {
+    "sparse products": r"_Propagation|_Product",
+    "dense products": r"aten::(add)?mm$|aten::dot",
+    "gathers and copies": r"aten::(index|gather|scatter|cat$|copy_|bincount|nonzero|cumsum|_index_put)",
+    "tanh": r"aten::tanh",
+    "scores of triples": r"_TripleMargins",
+    "other operations": r"",
+}
+"""What a training step spends time on: names of torch's operations, the first pattern that begins one."""
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 3e-2
 """How far results may differ, relative to their largest entry; the second where a step's inside is of bfloat16."""
@@ -98,6 +107,7 @@ class Stage:
     check: compares the results and says how close they are, or raises Disagreement. times: that a repeat does it over
     (short ones need it). scale, part: what the reference's time is multiplied with, as it does only `part` of the work.
     floor: what no implementation of this shape could go without, `floor_name` in words. note: on what was measured.
+    profiled: whether torch's operations are what it spends its time on, so that `shares` of them are of interest.
     """
 
     ours: Callable[[], Any]
@@ -109,6 +119,7 @@ class Stage:
     floor: Callable[[], Any] | None = None
     floor_name: str = ""
     note: str = ""
+    profiled: bool = False
 
 
 # Comparing ------------------------------------------------------------------------------------------------------------
@@ -349,7 +360,26 @@ class Workbench:
 
         how = "collapsed" if step.collapsed else "through the graph"
         note = f"{len(batch[0]):,} triples, {how}"
-        return Stage(take, plain, check, times=3 if step.collapsed else 1, note=note)
+        floor, name = self._bare_products(step)
+        times = 3 if step.collapsed else 1
+        return Stage(take, plain, check, times=times, floor=floor, floor_name=name, note=note, profiled=True)
+
+    def _bare_products(self, step: _Step) -> tuple[Callable[[], torch.Tensor], str]:
+        """Return the products of one step and nothing else, forward and backward, in float32."""
+        if step.form is not None:
+            nodes = np.unique(np.concatenate([self.batch[0], *(part + self.num_users for part in self.batch[1:])]))
+            rows, basis = step.form.rows().detach(), step.basis.float()[nodes]
+            return lambda: basis.T @ (basis @ rows), "two bare products of its rows"
+        matrix, layers = getattr(step.method, "expanded", self.trainer.graph.operator), 2 * self.scale.num_layers
+        x = torch.randn(matrix.shape[1], self.scale.dim)
+
+        def floor() -> torch.Tensor:
+            y = x
+            for _ in range(layers):
+                y = matrix @ y
+            return y
+
+        return floor, f"{layers} bare products with the graph"
 
     def update(self) -> Stage:
         method, per_node = self.legcf, self.legcf.params.codes_per_node
@@ -541,7 +571,24 @@ def measure(name: str, stage: Stage, repeats: int) -> dict:
     row["ratio"] = spread(taken["plain"], taken["ours"])
     if stage.floor is not None:
         row |= {"floor_name": stage.floor_name, "floor_ratio": spread(taken["ours"], taken["floor"])}
+    if stage.profiled:
+        row["shares"] = shares(stage.ours)
     return row | {"seconds": taken}
+
+
+def shares(call: Callable[[], Any], repeats: int = 10) -> dict[str, float]:
+    """Return the share of each of KINDS in the time of a call, and that of what torch does not see: Python."""
+    call()
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(repeats):
+            call()
+        whole = 1e6 * (time.perf_counter() - began)  # microseconds, as torch has them
+    found = dict.fromkeys(KINDS, 0.0)
+    for operation in profiler.key_averages():
+        kind = next(kind for kind, pattern in KINDS.items() if re.match(pattern, operation.key))
+        found[kind] += operation.self_cpu_time_total / whole
+    return found | {"Python and the rest": max(0.0, 1 - sum(found.values()))}
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> float:
@@ -797,6 +844,8 @@ def as_markdown(result: dict, before: dict | None = None) -> str:
     ]
     if result["stages"]:
         lines += _stage_table(result, before)
+    if profiled := [row for row in result["stages"] if row.get("shares")]:
+        lines += _shares_table(profiled)
     if result["growth"]:
         lines += _growth_table(result)
     return "\n".join(lines)
@@ -830,6 +879,17 @@ def _stage_table(result: dict, before: dict | None) -> list[str]:
             cells.append(f"{old['ratio'][0]:.3g}" if old and old["agrees"] else "")
         cells += [_megabytes(row["ours_bytes"]), _megabytes(row["plain_bytes"]), row["agreement"]]
         lines.append(f"| {' | '.join([*cells, '; '.join(filter(None, remarks))])} |")
+    return [*lines, ""]
+
+
+def _shares_table(rows: list[dict]) -> list[str]:
+    """Return what the engine's training steps spend their time on."""
+    kinds = list(rows[0]["shares"])
+    lines = ["What the engine's steps spend their time on (torch's profiler, ten steps):", ""]
+    lines += [f"| data | step | {' | '.join(kinds)} |", f"|---|---|{'---|' * len(kinds)}"]
+    for row in rows:
+        cells = [row["size"], STAGES[row["stage"]], *(f"{100 * row['shares'][kind]:.0f} %" for kind in kinds)]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 

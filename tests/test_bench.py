@@ -34,6 +34,13 @@ def test_every_stage_agrees_with_its_reference_and_has_a_ratio(quick):
         median, least, most = row["ratio"]
         assert 0 < least <= median <= most
         assert f"| tiny | {bench.STAGES[row['stage']]} |" in table
+    profiled = [row for row in result["stages"] if "shares" in row]
+    assert {"coarse_step", "linear_step", "fine_step", "lightgcn_step"} <= {row["stage"] for row in profiled}
+    for row in profiled:
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=0.05) and row["floor"] > 0
+        used = "dense products" if "collapsed" in row["note"] else "sparse products"
+        assert row["shares"][used] > 0 and row["shares"]["scores of triples"] > 0
+    assert "| tiny | coarse step, exact (tanh) |" in table.partition("What the engine's steps spend")[2]
     assert result["commit"] in table and result["machine"] in table and "--quick" in result["command"]
 
 
