@@ -548,10 +548,8 @@ def pick_device(wanted: str, deterministic: bool = False) -> torch.device:
 
     Of several GPUs that with the fewest holders is taken: see c2f.slots.
     deterministic: torch's deterministic algorithms from now on in this process. Products with CSR matrices on CUDA are
-    not among them, and raise nothing: torch.use_deterministic_algorithms does not list them, torch asks cuSPARSE for
-    CUSPARSE_SPMM_CSR_ALG2 (aten/src/ATen/native/sparse/cuda/SparseBlasImpl.cpp), and equal bits in every run are
-    promised for CUSPARSE_SPMM_CSR_ALG3 (NVIDIA's manual on cusparseSpMM, by https://github.com/jax-ml/jax/issues/10255).
-    Never tried on a GPU.
+    not among them and raise nothing (torch asks cuSPARSE for CUSPARSE_SPMM_CSR_ALG2; equal bits in every run are
+    promised for ALG3 alone), so c2f.ops adds up the entries instead. Never tried on a GPU.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts

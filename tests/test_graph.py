@@ -73,6 +73,14 @@ def random_sparse(shape, seed=0, density=0.3):
     return sp.random_array(shape, density=density, rng=np.random.default_rng(seed), dtype=np.float32).tocsr()
 
 
+def test_the_product_that_a_gpu_can_repeat_bit_by_bit_is_the_product():
+    """Tried on a processor, which never takes it; a row may be empty."""
+    matrix = random_sparse((9, 7)).tolil()
+    matrix[3] = 0
+    operator, x = SparseMatrix(matrix.tocsr()), torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(operator._forward._added_in_order(x), torch.from_numpy(matrix.toarray()) @ x)
+
+
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
 def test_propagation_is_the_mean_of_the_dense_powers(num_layers, blocks):
     graph, *_ = blocks
