@@ -41,7 +41,11 @@ def test_the_best_mean_that_fits_is_recommended_and_the_best_of_another_method_i
 
 def test_a_difference_beyond_noise_names_the_better_and_one_within_it_says_so(tmp_path):
     clear = said(tmp_path, [*cell("good", [0.30, 0.31, 0.32]), *cell("fair", [0.20, 0.21, 0.22])])
-    assert "Difference: +0.1000" in clear and "leaves out 0: good is better" in clear
+    assert "Difference: +0.1000" in clear and "leaves out 0: good is better on these users." in clear
+    assert "no metrics by user" in clear and "one comparison" not in clear
+    three = said(tmp_path, [*cell("good", [0.3, 0.3]), *cell("fair", [0.2, 0.21]), *cell("bad", [0.1, 0.1])])
+    assert "good at bytes-1000: NDCG@20 0.3000, the same for every one of 2 seeds" in three
+    assert "luck helps to be the best of 3: tables/compare.md" in three
     rows = [*cell("good", [0.30, 0.20, 0.40]), *cell("fair", [0.29, 0.35, 0.20], stored_bytes=500.0)]
     noisy = said(tmp_path, rows)
     assert "The interval holds 0: the evidence does not separate them; fair is smaller (500 B)" in noisy
