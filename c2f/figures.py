@@ -407,7 +407,7 @@ def finish(
         entries["stopped by the time limit"] = Line2D([], [], **open_marker("o", "0.3"))
     if len(legend) > _FEW:
         figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False, handlelength=3.5)
-    else:
+    elif entries:
         inches = max(1.75, 0.5 + max(map(len, entries)) / 12)  # of an entry
         columns = min(len(entries), max(1, int(figure.get_figwidth() / inches)))
         figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=columns, frameon=False)
