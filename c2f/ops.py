@@ -64,8 +64,7 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        # Outside the batch's rows it is 0: the first product reads no more than these.
-        return ctx.transposed.propagate(gradient, ctx.num_layers, mostly_zero=True), None, None, None
+        return ctx.transposed.propagate(gradient, ctx.num_layers), None, None, None
 
 
 class _Csr:
@@ -105,27 +104,18 @@ class _Csr:
         parts = tensor.values()[:, None] * x[tensor.col_indices().long()]
         return x.new_zeros(len(counts), x.shape[1]).index_add_(0, rows, parts)
 
-    def propagate(self, x: torch.Tensor, num_layers: int, mostly_zero: bool = False) -> torch.Tensor:
-        """Return the mean of A^l x over l = 0..num_layers, outside autograd. mostly_zero: whether rows of x (N, d) are.
-
-        Compiled, a row's sum starts at x, and the last layer divides: no pass over (N, d) beside the products. Within
-        `layers_in_halves`, what a layer reads and all but the last one write is rounded to bfloat16.
-        """
+    def propagate(self, x: torch.Tensor, num_layers: int) -> torch.Tensor:
+        """Return the mean of A^l x (N, d) over l = 0..num_layers, outside autograd."""
+        if x.shape[0] != self._tensor.shape[1]:
+            raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
         if num_layers == 0 or not compiled_for(x):
             total = x
             for _ in range(num_layers):
                 total = self.multiply(total).add_(x)
             return total / (num_layers + 1)
-        if x.shape[0] != self._tensor.shape[1]:
-            raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
-        start = x.detach().contiguous().numpy()
-        nonzero = kernels.nonzero_rows(start) if mostly_zero else None
-        sums = kernels.halves(start) if _in_halves and not mostly_zero else start
-        for layer in range(num_layers):
-            last = layer == num_layers - 1
-            read, scale = nonzero if layer == 0 else None, 1 / (num_layers + 1) if last else 1.0
-            sums = kernels.multiply(*self.arrays, self._chunks, sums, start, scale, read, _in_halves and not last)
-        return torch.from_numpy(sums)
+        table = x.detach().contiguous().numpy()
+        mean = kernels.propagate(*self.arrays, self._chunks, table, num_layers, _in_halves)
+        return torch.from_numpy(mean)
 
 
 _in_halves = False
@@ -144,7 +134,7 @@ def layers_in_halves(wanted: bool = True):
 
 def compiled_for(x: torch.Tensor) -> bool:
     """Return whether c2f.kernels serve a table (n, d): float32 of some widths, on a processor."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] in kernels.WIDTHS
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] > 0 and x.shape[1] % kernels.LANES == 0
 
 
 def basis_of(final: Callable[[torch.Tensor], torch.Tensor], num_rows: int, num_nodes: int, device) -> torch.Tensor:
