@@ -14,8 +14,10 @@ class TripleSampler:
     Raises DataError where a user has too few items left to draw negatives from.
     """
 
-    # Membership is asked of a hashed table first; the few that it lets through are searched exactly.
+    # Membership is asked of a table of bits first, at two places by two hashes; the few that pass are searched exactly.
     _slots_per_pair = 8
+    _multipliers = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F
+    _draws_at_once = 2**15  # so that what is computed of them stays in the processor's cache
 
     def __init__(self, train: Interactions, negatives: int):
         self.num_users, self.num_items, self.negatives = train.num_users, train.num_items, negatives
@@ -32,8 +34,10 @@ class TripleSampler:
         self._items = train.item
         self._pairs = train.user.astype(np.int64) * train.num_items + train.item  # sorted, as Interactions are
         self._filter_bits = max(1, int(self._slots_per_pair * len(self._pairs)).bit_length())
-        self._maybe = np.zeros(2**self._filter_bits, dtype=bool)
-        self._maybe[self._slot(self._pairs)] = True
+        maybe = np.zeros(max(8, 2**self._filter_bits), dtype=bool)
+        for multiplier in self._multipliers:
+            maybe[self._slot(self._pairs, multiplier)] = True
+        self._maybe = np.packbits(maybe, bitorder="little")
 
     def epoch(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return users, positive items and negative items, each (pairs * negatives,) int32, in random order."""
@@ -43,31 +47,41 @@ class TripleSampler:
         negative = self._draw_negatives(user, generator)  # (pairs, negatives)
         order = generator.permutation(negative.size)
         draw = order // self.negatives
-        return user[draw].astype(np.int32), positive[draw], negative.ravel()[order].astype(np.int32)
+        return user.astype(np.int32)[draw], positive[draw], negative.ravel()[order]
 
     def _draw_negatives(self, user: np.ndarray, generator) -> np.ndarray:
-        negative = generator.integers(self.num_items, size=(len(user), self.negatives))
-        rows = np.arange(len(user))  # draws that still may hold a training item or a repetition
-        while len(rows):
+        negative = generator.integers(self.num_items, size=(len(user), self.negatives)).astype(np.int32)
+        rows, wrong = np.arange(len(user)), self._wrong(user, negative)
+        while (redo := wrong.any(axis=1)).any():
+            rows, wrong = rows[redo], wrong[redo]
             drawn = negative[rows]
-            wrong = self.is_training_pair(user[rows][:, None], drawn)
-            for column in range(1, self.negatives):
-                for earlier in range(column):
-                    wrong[:, column] |= drawn[:, column] == drawn[:, earlier]
-            redo = wrong.any(axis=1)
-            rows, wrong, drawn = rows[redo], wrong[redo], drawn[redo]
             drawn[wrong] = generator.integers(self.num_items, size=int(wrong.sum()))
             negative[rows] = drawn
+            wrong = self._wrong(user[rows], drawn)
         return negative
+
+    def _wrong(self, user: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Return which of the drawn (n, negatives) are training items of their user (n,), or repeat an earlier one."""
+        wrong = np.empty(drawn.shape, dtype=bool)
+        for first in range(0, len(user), self._draws_at_once):
+            some = slice(first, first + self._draws_at_once)
+            wrong[some] = self.is_training_pair(user[some, None], drawn[some])
+            for column in range(1, self.negatives):
+                for earlier in range(column):
+                    wrong[some, column] |= drawn[some, column] == drawn[some, earlier]
+        return wrong
 
     def is_training_pair(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Return whether each (user, item) is a training pair; shapes broadcast."""
         pairs = user.astype(np.int64) * self.num_items + item
-        found = self._maybe[self._slot(pairs)]
+        found = np.ones(pairs.shape, dtype=bool)
+        for multiplier in self._multipliers:
+            slot = self._slot(pairs[found], multiplier)
+            found[found] = self._maybe[slot >> np.uint64(3)] & (1 << (slot & np.uint64(7)).astype(np.uint8))
         check = pairs[found]
         place = np.minimum(np.searchsorted(self._pairs, check), len(self._pairs) - 1)
         found[found] = self._pairs[place] == check
         return found
 
-    def _slot(self, pairs: np.ndarray) -> np.ndarray:
-        return (pairs.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - self._filter_bits)
+    def _slot(self, pairs: np.ndarray, multiplier: int) -> np.ndarray:
+        return (pairs.astype(np.uint64) * np.uint64(multiplier)) >> np.uint64(64 - self._filter_bits)
