@@ -73,14 +73,14 @@ def propagate(
     A row's sum starts at x, and the last layer divides: no pass over (n, w) beside the products. halved: what a layer
     reads, and all but the last one write, is rounded to the nearest bfloat16 (ties to even); sums stay float32.
     """
-    start, mean = _columns(x), _empty(x.shape)
-    read = blocks(x, halved)
-    for left in reversed(range(num_layers)):
-        last = left == 0
-        written = _columns(mean) if last else _empty(read.shape, halved)
-        scale = np.float32(1 / (num_layers + 1) if last else 1)
-        _product(halved, halved and not last)(indptr, indices, data, chunks, read, start, scale, written)
+    start, read = _columns(x), blocks(x, halved)
+    for _ in range(num_layers - 1):
+        written = _empty(read.shape, halved)
+        _product(halved, halved)(indptr, indices, data, chunks, read, start, np.float32(1), written)
         read = written
+    mean = _empty(x.shape)
+    scale = np.float32(1 / (num_layers + 1))
+    _product(halved, False)(indptr, indices, data, chunks, read, start, scale, _columns(mean))
     return mean
 
 
@@ -113,7 +113,7 @@ def triple_gradient(by: np.ndarray, x: np.ndarray, user: np.ndarray, positive: n
 
 def _columns(x: np.ndarray) -> np.ndarray:
     """Return a view of x (n, w) as blocks of columns, (w / LANES, n, LANES)."""
-    return x.reshape(len(x), -1, LANES).transpose(1, 0, 2)
+    return x.reshape(len(x), x.shape[1] // LANES, LANES).transpose(1, 0, 2)
 
 
 def _empty(shape, halved: bool = False) -> np.ndarray:

@@ -177,6 +177,7 @@ def test_chunks_of_rows_cover_every_row_once_and_share_the_non_zeros():
 
 def test_an_empty_matrix_gives_zeros():
     assert (SparseMatrix(sp.csr_array((3, 5))) @ torch.ones(5, kernels.LANES) == 0).all()
+    assert (SparseMatrix(sp.csr_array((0, 5))) @ torch.ones(5, kernels.LANES)).shape == (0, kernels.LANES)
 
 
 @pytest.mark.parametrize("rows", [4, 6])
