@@ -134,7 +134,8 @@ def layers_in_halves(wanted: bool = True):
 
 def compiled_for(x: torch.Tensor) -> bool:
     """Return whether c2f.kernels serve a table (n, d): float32 of some widths, on a processor."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] > 0 and x.shape[1] % kernels.LANES == 0
+    wide = x.shape[1] >= kernels.NARROWEST and x.shape[1] % kernels.LANES == 0
+    return wide and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def basis_of(final: Callable[[torch.Tensor], torch.Tensor], num_rows: int, num_nodes: int, device) -> torch.Tensor:

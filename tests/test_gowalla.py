@@ -177,7 +177,7 @@ class Bytes(TorchDispatchMode):
 
 def test_the_bytes_of_a_step_are_those_of_the_operations_that_torch_does():
     generator = np.random.default_rng(0)
-    num_users, num_items, dim, codes, fine = 2000, 3000, 48, 30, 10  # no compiled product has 48 columns
+    num_users, num_items, dim, codes, fine = 2000, 3000, 32, 30, 10  # no compiled product has 32 columns
     pairs = np.column_stack([generator.integers(num_users, size=40_000), generator.integers(num_items, size=40_000)])
     graph = Graph(interactions(pairs, num_users, num_items))
     valid = interactions([(0, 0)], num_users, num_items)
