@@ -181,7 +181,7 @@ def published_vs_ours(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.Dat
     if compared.empty:
         return empty_figure(plotted.entry.dropna(), "runs to compare with a published number"), plotted
     datasets = list(compared.our_dataset.unique())
-    heights = [_LINE * ((compared.our_dataset == dataset).sum() + 2) + 0.35 for dataset in datasets]
+    heights = [_LINE * ((compared.our_dataset == dataset).sum() + 2) + 0.9 for dataset in datasets]  # with words around
     figure, panels = make_panels([(1, 0)] * len(datasets), 1, 8.5, heights, sharex="all")
     for dataset, (((ax,),), _) in zip(datasets, panels, strict=True):
         cells = compared[compared.our_dataset == dataset]

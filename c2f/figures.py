@@ -417,8 +417,10 @@ def finish(
     if missing := sorted(set(wanted) - set(runs.method)):
         footer.append("not run: " + ", ".join(missing))
     text = fill(" · ".join(footer), width=int(figure.get_figwidth() * 18))
-    height = (text.count("\n") + 1.8) * 0.13 / figure.get_figheight()
+    below = (text.count("\n") + 1.8) * 0.13  # inches, beside what the panels were given
+    figure.set_figheight(figure.get_figheight() + below)
     figure.text(0.01, 0.05 / figure.get_figheight(), text, fontsize=7, color="0.35", va="bottom")
+    height = below / figure.get_figheight()
     figure.set_layout_engine("constrained", rect=(0, height, 1, 1 - height))
 
 

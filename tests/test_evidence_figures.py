@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,20 @@ def test_every_published_number_is_compared_or_has_a_reason(tmp_path):
     ]
     for text in ("2 of 5 published numbers compared", "Other (pep): other split", "Third (c2f): other protocol"):
         assert text in words(figure)
+
+
+def test_one_published_number_has_its_room_above_a_long_footer(tmp_path):
+    lines = [HEADER, ROWS.split("\n")[1]]
+    lines += [f"Other {k},toy,50/25/25,pep,,recall@20,0.3,,,,,,another split of the pairs," for k in range(40)]
+    spec = SHARED | {"literature": literature(tmp_path, "\n".join(lines))}
+    figure, plotted = published_vs_ours(published_runs(), spec)
+    assert plotted.compared.sum() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where it can lay nothing out
+        figure.draw_without_rendering()
+    (ax,), (footer,) = figure.axes, figure.texts
+    assert ax.get_window_extent().height / figure.dpi > 0.4  # inches
+    assert footer.get_window_extent().y1 < ax.get_tightbbox().y0
 
 
 def test_our_mean_is_compared_in_percent_of_the_published_number_and_with_the_tolerance(tmp_path):
