@@ -105,8 +105,7 @@ def components(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
     if shown.empty:
         return empty_figure(points.method, f"runs at {spec['budget']}"), plotted
     datasets = list(shown.dataset.unique())
-    height = _LINE * (len(points) + 2) + 0.35
-    figure, panels = make_panels([(1, 0)] * len(datasets), len(spec["metrics"]), 4.3, height)
+    figure, panels = make_panels([(1, 0)] * len(datasets), len(spec["metrics"]), 4.3, _height(len(points)))
     for dataset, ((row,), _) in zip(datasets, panels, strict=True):
         for metric, ax in zip(spec["metrics"], row, strict=True):
             cells = plotted[(plotted.dataset == dataset) & (plotted.metric == metric)]
@@ -181,7 +180,7 @@ def published_vs_ours(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.Dat
     if compared.empty:
         return empty_figure(plotted.entry.dropna(), "runs to compare with a published number"), plotted
     datasets = list(compared.our_dataset.unique())
-    heights = [_LINE * ((compared.our_dataset == dataset).sum() + 2) + 0.9 for dataset in datasets]  # with words around
+    heights = [_height((compared.our_dataset == dataset).sum()) for dataset in datasets]
     figure, panels = make_panels([(1, 0)] * len(datasets), 1, 8.5, heights, sharex="all")
     for dataset, (((ax,),), _) in zip(datasets, panels, strict=True):
         cells = compared[compared.our_dataset == dataset]
@@ -278,6 +277,11 @@ def read_literature(path: Path) -> pd.DataFrame:
                 "give one of them"
             )
     return table
+
+
+def _height(rows: int) -> float:
+    """Return the inches of a panel with so many rows of small text, with its title and what stands at its axis."""
+    return _LINE * (rows + 2) + 0.9
 
 
 def _against(row: pd.Series, runs: pd.DataFrame, tolerance: float) -> pd.Series:

@@ -142,6 +142,15 @@ def test_propagation_in_halves_rounds_what_each_layer_reads_and_nothing_else(wid
     assert 0 < (ours - exact).norm() / exact.norm() < 0.005
 
 
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_column_s_propagation_has_the_same_bits_whatever_columns_stand_beside_it(halved):
+    x = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+    operator = SparseMatrix(random_sparse((200, 200)))
+    with layers_in_halves(halved):
+        whole, part = (propagate(table, operator, 3) for table in (x, x[:, 32:96]))
+    assert torch.equal(whole[:, 32:96], part)
+
+
 @pytest.mark.parametrize("rows", [4, 6])
 def test_propagation_refuses_a_table_of_other_rows(rows):
     with pytest.raises(ValueError, match=r"shape \(5, 5\) cannot propagate"):
