@@ -217,10 +217,13 @@ def composed(arrays, params, graph):
     return np.ascontiguousarray(composed_forward(assignment, codebook, expanded, params)[1])  # (N, d)
 
 
-def composed_forward(assignment, codebook, expanded, params):
-    """Return ego (N, d), propagated nodes (N, d) and propagated codes (c, d); NumPy or torch."""
+def composed_forward(assignment, codebook, expanded, params, rows=None):
+    """Return ego (N, d), propagated nodes (N, d) and propagated codes (c, d); NumPy or torch.
+
+    rows: (k,) ids of the nodes to return, (k, d), without the codes.
+    """
     ego = activate(assignment @ codebook, params.activation)
-    propagated = propagate(concatenate([ego, codebook]), expanded, params.num_layers)
+    propagated = propagate(concatenate([ego, codebook]), expanded, params.num_layers, rows)
     return ego, propagated[: len(ego)], propagated[len(ego) :]
 
 

@@ -156,11 +156,11 @@ class LEGCF(EmbeddingMethod):
         self.assign(*closest_codes(nodes, codebook, self.params.codes_per_node))
 
     def embed(self, graph):
-        ego, final, _ = self._propagated()
-        return Embeddings(ego, final)
+        ego, final, _ = self._propagated(graph.rows)
+        return Embeddings(ego, final, graph.rows)
 
-    def _propagated(self):
-        return decoders.composed_forward(self.assignment, self.codebook, self.expanded, self.params)
+    def _propagated(self, rows=None):
+        return decoders.composed_forward(self.assignment, self.codebook, self.expanded, self.params, rows)
 
     def linear_form(self, graph):
         if not self.codebook.requires_grad:  # all is constant but the item bias

@@ -117,7 +117,8 @@ class PEPSearch(EmbeddingMethod):
         return soft_threshold(self.vectors, torch.sigmoid(self.thresholds))  # (N, d)
 
     def embed(self, graph):
-        return Embeddings(self.vectors, propagate(self.table(), graph.operator, self.params.num_layers))
+        final = propagate(self.table(), graph.operator, self.params.num_layers, graph.rows)
+        return Embeddings(self.vectors, final, graph.rows)
 
     def fit(self, trainer, start=None):
         self.to(trainer.device)

@@ -226,17 +226,18 @@ def expanded_adjacency(adjacency, assignment, bridge=None):
     return symmetric_normalise(type(adjacency)(entries, shape=(size, size)))
 
 
-def propagate(x, adjacency, num_layers: int):
-    """Return the mean of A^l x over l = 0..num_layers, in Horner form (one running sum, METHODS.md 1.3).
+def propagate(x, adjacency, num_layers: int, rows=None):
+    """Return the mean of A^l x over l = 0..num_layers, in Horner form (one running sum, METHODS.md 1.3): (N, d).
 
-    x: (N, d) ndarray or tensor; adjacency: (N, N) csr_array, CsrArray or c2f.ops.SparseMatrix, which has a faster way.
+    x: (N, d) ndarray or tensor; adjacency: (N, N) csr_array, CsrArray or c2f.ops.SparseMatrix, which has a faster way;
+    rows: (k,) distinct ids of the rows to return, (k, d), or None for all.
     """
     if hasattr(adjacency, "propagate"):
-        return adjacency.propagate(x, num_layers)
+        return adjacency.propagate(x, num_layers, rows)
     total = x
     for _ in range(num_layers):
         total = adjacency @ total + x
-    return total / (num_layers + 1)
+    return (total if rows is None else total[rows]) / (num_layers + 1)
 
 
 # Element by element, NumPy or torch -----------------------------------------------------------------------------------

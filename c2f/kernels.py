@@ -57,7 +57,8 @@ def multiply(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, chunks: 
     """
     product = _empty((len(indptr) - 1, x.shape[1]))
     zeros = as_strided(np.zeros(LANES, np.float32), (x.shape[1] // LANES, len(product), LANES), (0, 0, 4))
-    _product(False, False)(indptr, indices, data, chunks, _columns(x), zeros, np.float32(1), _columns(product))
+    every = np.arange(len(product), dtype=np.int32)
+    _product(False, False)(indptr, indices, data, every, chunks, _columns(x), zeros, np.float32(1), _columns(product))
     return product
 
 
@@ -68,21 +69,28 @@ def propagate(
     chunks: np.ndarray,
     x: np.ndarray,
     num_layers: int,
+    rows: np.ndarray | None = None,
     halved: bool = False,
 ) -> np.ndarray:
     """Return the mean of csr^l @ x over l = 0..num_layers, at least 1, for a square csr and x (n, w) as in `multiply`.
 
-    A row's sum starts at x, and the last layer divides: no pass over (n, w) beside the products. halved: what a layer
-    reads, and all but the last one write, is rounded to the nearest bfloat16 (ties to even); sums stay float32.
+    A row's sum starts at x, and the last layer divides: no pass over (n, w) beside the products. rows: (k,) int32, of
+    which alone the last layer is made, and the mean returned, (k, w). halved: what a layer reads, and all but the last
+    one write, is rounded to the nearest bfloat16 (ties to even); sums stay float32.
     """
     start, read = _columns(x), blocks(x, halved)
+    every = np.arange(len(x), dtype=np.int32)
     for _ in range(num_layers - 1):
         written = _empty(read.shape, halved)
-        _product(halved, halved)(indptr, indices, data, chunks, read, start, np.float32(1), written)
+        _product(halved, halved)(indptr, indices, data, every, chunks, read, start, np.float32(1), written)
         read = written
-    mean = _empty(x.shape)
+    if rows is None:
+        rows = every
+    else:
+        chunks = balanced_chunks(np.cumsum(np.append(0, np.diff(indptr)[rows])))
+    mean = _empty((len(rows), x.shape[1]))
     scale = np.float32(1 / (num_layers + 1))
-    _product(halved, False)(indptr, indices, data, chunks, read, start, scale, _columns(mean))
+    _product(halved, False)(indptr, indices, data, rows, chunks, read, start, scale, _columns(mean))
     return mean
 
 
@@ -125,23 +133,27 @@ def _empty(shape, halved: bool = False) -> np.ndarray:
 
 @cache
 def _product(halves_in: bool, halves_out: bool):
-    """Return the compiled product: written = scale * (csr @ x + plus), in blocks (b, n, LANES) of any strides."""
-    x, written = ("uint16[:, :, :]" if halved else "float32[:, :, :]" for halved in (halves_in, halves_out))
-    csr_and_chunks = "int32[::1], int32[::1], float32[::1], int64[::1]"
+    """Return the compiled product: written = scale * (csr @ x + plus)[rows], in blocks (b, n, LANES) of any strides.
 
-    @numba.njit(f"void({csr_and_chunks}, {x}, float32[:, :, :], float32, {written})", parallel=True, cache=True)
-    def product_of_chunks(indptr, indices, data, chunks, x, plus, scale, written):
+    chunks: of places in rows.
+    """
+    x, written = ("uint16[:, :, :]" if halved else "float32[:, :, :]" for halved in (halves_in, halves_out))
+    csr_rows_chunks = "int32[::1], int32[::1], float32[::1], int32[::1], int64[::1]"
+
+    @numba.njit(f"void({csr_rows_chunks}, {x}, float32[:, :, :], float32, {written})", parallel=True, cache=True)
+    def product_of_chunks(indptr, indices, data, rows, chunks, x, plus, scale, written):
         num_chunks, stride = len(chunks) - 1, x.strides[1]
         columns, weights = indices.ctypes.data, data.ctypes.data
         for task in numba.prange(len(x) * num_chunks):  # a thread's tasks are neighbours: it stays with a block
             block, chunk = task // num_chunks, task % num_chunks
-            rows = x.ctypes.data + block * x.strides[0]
+            read = x.ctypes.data + block * x.strides[0]
             begin = plus.ctypes.data + block * plus.strides[0]
             end = written.ctypes.data + block * written.strides[0]
-            for row in range(chunks[chunk], chunks[chunk + 1]):
+            for place in range(chunks[chunk], chunks[chunk + 1]):
+                row = np.int64(rows[place])
                 first, past = np.int64(indptr[row]), np.int64(indptr[row + 1])
-                at, to = begin + row * plus.strides[1], end + row * written.strides[1]
-                _sum_of_row(halves_in, halves_out, columns, weights, first, past, rows, stride, at, scale, to)  # type: ignore[call-arg]
+                at, to = begin + row * plus.strides[1], end + place * written.strides[1]
+                _sum_of_row(halves_in, halves_out, columns, weights, first, past, read, stride, at, scale, to)  # type: ignore[call-arg]
 
     return product_of_chunks
 

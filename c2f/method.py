@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,10 +23,14 @@ from c2f.tuning import Dimension
 
 @dataclass(frozen=True)
 class Embeddings:
-    """ego: (N, d) layer-0 rows, what L2 acts on; final: (N, d') rows whose dot products are the scores, users first."""
+    """ego: (N, d) layer-0 rows, what L2 acts on; final: (N, d') rows whose dot products are the scores, users first.
+
+    rows: graph.rows where `final` has these rows alone, (k, d'); None where it has all of them.
+    """
 
     ego: Any
     final: Any
+    rows: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,26 @@ class LinearForm:
 
 @dataclass
 class TrainingGraph:
-    """The training graph on a device: what `embed` and `linear_form` are given."""
+    """The training graph on a device: what `embed` and `linear_form` are given.
+
+    rows: (k,) ids of the nodes whose final embeddings are asked for; None for all of them.
+    """
 
     graph: Graph
     device: torch.device
-    operator: SparseMatrix = field(init=False)
+    operator: SparseMatrix = None  # type: ignore[assignment]  # made of the graph
+    rows: torch.Tensor | None = None
 
     def __post_init__(self):
-        self.operator = SparseMatrix(self.graph.adjacency, self.device, symmetric=True)
+        if self.operator is None:
+            self.operator = SparseMatrix(self.graph.adjacency, self.device, symmetric=True)
 
     def __getattr__(self, name):
         return getattr(self.graph, name)
+
+    def at(self, rows: torch.Tensor | None) -> "TrainingGraph":
+        """Return this graph, with these rows asked for."""
+        return replace(self, rows=rows)
 
 
 class EmbeddingMethod(torch.nn.Module):
@@ -107,9 +120,12 @@ class EmbeddingMethod(torch.nn.Module):
         raise NotImplementedError
 
     def embed(self, graph: TrainingGraph) -> Embeddings:
-        """Return ego and final embeddings; by default LightGCN's propagation of `table()`."""
+        """Return ego and final embeddings; by default LightGCN's propagation of `table()`.
+
+        A method may return all final rows, or those of `graph.rows` alone and say so in `Embeddings.rows`.
+        """
         ego = self.table()
-        return Embeddings(ego, propagate(ego, graph.operator, self.params.num_layers))
+        return Embeddings(ego, propagate(ego, graph.operator, self.params.num_layers, graph.rows), graph.rows)
 
     def linear_form(self, graph: TrainingGraph) -> LinearForm | None:
         """Return the collapsed form where the method has one with few rows, else None."""

@@ -26,9 +26,12 @@ class SparseMatrix:
     def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
         return _Product.apply(x, self._forward, self._backward)
 
-    def propagate(self, x: torch.Tensor, num_layers: int) -> torch.Tensor:
-        """Return the mean of A^l x over l = 0..num_layers for this A (N, N) and x (N, d): see decoding.propagate."""
-        return _Propagation.apply(x, self._forward, self._backward, num_layers)
+    def propagate(self, x: torch.Tensor, num_layers: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mean of A^l x over l = 0..num_layers for this A (N, N) and x (N, d), of all rows or of `rows`.
+
+        See decoding.propagate.
+        """
+        return _Propagation.apply(x, self._forward, self._backward, num_layers, rows)
 
     def gram(self) -> "SparseMatrix":
         """Return the (m * m, n) matrix that makes of weights (n, 1) the numbers of A^T diag(weights) A, for A (n, m).
@@ -58,13 +61,15 @@ class _Product(torch.autograd.Function):
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, matrix, transposed, num_layers):
-        ctx.transposed, ctx.num_layers = transposed, num_layers
-        return matrix.propagate(x, num_layers)
+    def forward(ctx, x, matrix, transposed, num_layers, rows):
+        ctx.transposed, ctx.num_layers, ctx.rows, ctx.shape = transposed, num_layers, rows, x.shape
+        return matrix.propagate(x, num_layers, rows)
 
     @staticmethod
     def backward(ctx, gradient):
-        return ctx.transposed.propagate(gradient, ctx.num_layers), None, None, None
+        if ctx.rows is not None:
+            gradient = gradient.new_zeros(ctx.shape).index_copy_(0, ctx.rows, gradient)
+        return ctx.transposed.propagate(gradient, ctx.num_layers), None, None, None, None
 
 
 class _Csr:
@@ -104,18 +109,17 @@ class _Csr:
         parts = tensor.values()[:, None] * x[tensor.col_indices().long()]
         return x.new_zeros(len(counts), x.shape[1]).index_add_(0, rows, parts)
 
-    def propagate(self, x: torch.Tensor, num_layers: int) -> torch.Tensor:
-        """Return the mean of A^l x (N, d) over l = 0..num_layers, outside autograd."""
+    def propagate(self, x: torch.Tensor, num_layers: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mean of A^l x (N, d) over l = 0..num_layers, of all rows or of `rows` (k,), outside autograd."""
         if x.shape[0] != self._tensor.shape[1]:
             raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
         if num_layers == 0 or not compiled_for(x):
             total = x
             for _ in range(num_layers):
                 total = self.multiply(total).add_(x)
-            return total / (num_layers + 1)
-        table = x.detach().contiguous().numpy()
-        mean = kernels.propagate(*self.arrays, self._chunks, table, num_layers, _in_halves)
-        return torch.from_numpy(mean)
+            return (total if rows is None else total.index_select(0, rows)) / (num_layers + 1)
+        table, wanted = x.detach().contiguous().numpy(), None if rows is None else rows.int().numpy()
+        return torch.from_numpy(kernels.propagate(*self.arrays, self._chunks, table, num_layers, wanted, _in_halves))
 
 
 _in_halves = False

@@ -429,41 +429,43 @@ class _Step:
         """Return the scalar loss of a batch of triples (B,) int32."""
         nodes = torch.cat([user, positive + self.graph.num_users, negative + self.graph.num_users])  # (3B,)
         counts = torch.bincount(nodes, minlength=self.graph.num_nodes)  # of every node in the batch (N,)
+        distinct = counts.nonzero()[:, 0]
+        wanted = distinct if len(distinct) < 0.9 * self.graph.num_nodes else None  # else choosing costs what it saves
         if self.form is None:
-            embeddings = self.method.embed(self.graph)
-            shown, final, places = embeddings.ego, embeddings.final, nodes
+            embeddings = self.method.embed(self.graph.at(wanted))
+            shown, final, wanted = embeddings.ego, embeddings.final, embeddings.rows
         else:
             shown = self.form.rows()
-            final, places = self._collapsed(shown, nodes, counts)
+            final = self._collapsed(shown, wanted)
+        places = nodes if wanted is None else (counts > 0).cumsum(0)[nodes] - 1
         margin = triple_margins(final, *places.chunk(3))
         bias = self.method.item_bias
         if bias is not None:
             margin = margin + bias[positive] - bias[negative]
         loss = torch.nn.functional.softplus(-margin).mean()
-        squares = self._squares(shown, counts) if self.settings.l2 else None
+        squares = self._squares(shown, counts, distinct) if self.settings.l2 else None
         if squares is not None:
             loss = loss + self.settings.l2 / (2 * len(user)) * squares
         penalty = self.method.penalty(user, positive, negative)
         return loss if penalty is None else loss + penalty
 
-    def _collapsed(self, rows: torch.Tensor, nodes: torch.Tensor, counts: torch.Tensor):
-        """Return final rows of the batch's nodes (or of all) from those of the codebook, and each node's place."""
-        basis, offset, places = self.basis, self.offset, nodes
-        distinct = counts.nonzero()[:, 0]
-        if len(distinct) < 0.9 * self.graph.num_nodes:  # else gathering costs more than it saves
-            places = (counts > 0).cumsum(0)[nodes] - 1
-            basis = basis.index_select(0, distinct)
-            offset = None if offset is None else offset.index_select(0, distinct)
+    def _collapsed(self, rows: torch.Tensor, wanted: torch.Tensor | None) -> torch.Tensor:
+        """Return the final rows of all nodes, or of those wanted (k,), from those of the codebook."""
+        basis, offset = self.basis, self.offset
+        if wanted is not None:
+            basis = basis.index_select(0, wanted)
+            offset = None if offset is None else offset.index_select(0, wanted)
         if basis.dtype != rows.dtype:
             product = (basis @ rows.to(basis.dtype)).to(rows.dtype)
-            return (product if offset is None else product + offset), places
-        return (basis @ rows if offset is None else torch.addmm(offset, basis, rows)), places
+            return product if offset is None else product + offset
+        return basis @ rows if offset is None else torch.addmm(offset, basis, rows)
 
-    def _squares(self, shown: torch.Tensor | None, counts: torch.Tensor) -> torch.Tensor | None:
+    def _squares(self, shown: torch.Tensor | None, counts: torch.Tensor, distinct: torch.Tensor) -> torch.Tensor | None:
         """Return the sum of the squared norms of the layer-0 rows, each `counts` times; None where these are constant.
 
-        counts: (N,), of every node; shown: the layer-0 table (N, d), or the rows M (m, d) of which the collapsed form
-        composes it as S M: there the sum is tr(M^T K M), K = S^T diag(counts) S, and no (N, d) table is made.
+        counts: (N,), of every node; distinct: ids of those above 0; shown: the layer-0 table (N, d), or the rows M
+        (m, d) of which the collapsed form composes it as S M: there the sum is tr(M^T K M), K = S^T diag(counts) S, and
+        no (N, d) table is made.
         """
         if shown is None or not shown.requires_grad:
             return None
@@ -476,7 +478,6 @@ class _Step:
             return None
         else:
             ego = self.form.composition @ shown
-        distinct = counts.nonzero()[:, 0]
         return torch.dot(ego.index_select(0, distinct).square().sum(dim=1), counts[distinct].to(shown.dtype))
 
 

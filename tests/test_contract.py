@@ -248,6 +248,17 @@ def test_an_unknown_parameter_is_refused_with_the_nearest_known_one(name):
         from_mapping(cls.Params, {"num_layer": 3}, "methods.x.params")
 
 
+def test_the_final_rows_asked_for_are_those_of_all(fitted):
+    graph = fitted.trainer.graph
+    rows = torch.tensor([0, 7, graph.num_users, graph.num_nodes - 1])
+    if not isinstance(restored(fitted), DotProducts):
+        pytest.skip("no final embeddings")
+    with torch.no_grad():
+        some, whole = fitted.method.embed(graph.at(rows)), fitted.method.embed(graph)
+    assert whole.rows is None and torch.equal(some.ego, whole.ego)
+    assert torch.equal(some.final, whole.final if some.rows is None else whole.final[rows])
+
+
 def test_collapsed_and_full_propagation_give_the_same_loss_and_gradients(fitted):
     form = fitted.method.linear_form(fitted.trainer.graph)
     if form is None:

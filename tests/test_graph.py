@@ -114,6 +114,21 @@ def test_fused_propagation_and_its_gradient_are_the_sum_of_dense_powers_also_whe
     torch.testing.assert_close(of_ours, of_dense)
 
 
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@pytest.mark.parametrize("width", [3, 64])
+def test_some_rows_of_a_propagation_are_those_of_the_whole_and_so_is_their_gradient(width, num_layers):
+    operator = SparseMatrix(random_sparse((9, 9)))
+    x = torch.randn(9, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rows = torch.tensor([1, 4, 8])
+    some, whole = propagate(x, operator, num_layers, rows), propagate(x, operator, num_layers)[rows]
+    assert torch.equal(some, whole)
+    weight = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
+    of_some, of_whole = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (some, whole))
+    assert torch.equal(of_some, of_whole)
+    dense = propagate(x.detach().numpy(), random_sparse((9, 9)), num_layers, rows.numpy())
+    np.testing.assert_allclose(some.detach().numpy(), dense, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("width", [64, 96])
 def test_numbers_in_halves_are_torchs_bfloat16(width):
     x = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
