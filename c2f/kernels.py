@@ -70,27 +70,38 @@ def propagate(
     x: np.ndarray,
     num_layers: int,
     rows: np.ndarray | None = None,
+    given: np.ndarray | None = None,
     halved: bool = False,
 ) -> np.ndarray:
     """Return the mean of csr^l @ x over l = 0..num_layers, at least 1, for a square csr and x (n, w) as in `multiply`.
 
     A row's sum starts at x, and the last layer divides: no pass over (n, w) beside the products. rows: (k,) int32, of
-    which alone the last layer is made, and the mean returned, (k, w). halved: what a layer reads, and all but the last
-    one write, is rounded to the nearest bfloat16 (ties to even); sums stay float32.
+    which alone the last layer is made, and the mean returned, (k, w). given: (k,) int32, distinct; x has these rows
+    alone, (k, w), and the others are 0. halved: what a layer reads, and all but the last one write, is rounded to the
+    nearest bfloat16 (ties to even); sums stay float32.
     """
-    start, read = _columns(x), blocks(x, halved)
-    every = np.arange(len(x), dtype=np.int32)
+    every = np.arange(len(indptr) - 1, dtype=np.int32)
+    if given is None:
+        start, read, read_at = x, blocks(x, halved), indices
+    else:  # the first layer reads x and, in the place of every other row, one more of zeros, which stays in the cache
+        where, filled = torch.from_numpy(given).long(), torch.from_numpy(x)
+        start = torch.zeros(len(every), x.shape[1]).index_copy_(0, where, filled).numpy()
+        read = blocks(torch.cat([filled, torch.zeros(1, x.shape[1])]).numpy(), halved)
+        places = torch.full((len(every),), len(given), dtype=torch.int32)
+        places[where] = torch.arange(len(given), dtype=torch.int32)
+        read_at = places.index_select(0, torch.from_numpy(indices)).numpy()
+    start = _columns(start)
     for _ in range(num_layers - 1):
-        written = _empty(read.shape, halved)
-        _product(halved, halved)(indptr, indices, data, every, chunks, read, start, np.float32(1), written)
-        read = written
+        written = _empty((len(start), len(every), LANES), halved)
+        _product(halved, halved)(indptr, read_at, data, every, chunks, read, start, np.float32(1), written)
+        read, read_at = written, indices
     if rows is None:
         rows = every
     else:
         chunks = balanced_chunks(np.cumsum(np.append(0, np.diff(indptr)[rows])))
     mean = _empty((len(rows), x.shape[1]))
     scale = np.float32(1 / (num_layers + 1))
-    _product(halved, False)(indptr, indices, data, rows, chunks, read, start, scale, _columns(mean))
+    _product(halved, False)(indptr, read_at, data, rows, chunks, read, start, scale, _columns(mean))
     return mean
 
 

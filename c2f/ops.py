@@ -62,14 +62,12 @@ class _Product(torch.autograd.Function):
 class _Propagation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, matrix, transposed, num_layers, rows):
-        ctx.transposed, ctx.num_layers, ctx.rows, ctx.shape = transposed, num_layers, rows, x.shape
+        ctx.transposed, ctx.num_layers, ctx.rows = transposed, num_layers, rows
         return matrix.propagate(x, num_layers, rows)
 
     @staticmethod
     def backward(ctx, gradient):
-        if ctx.rows is not None:
-            gradient = gradient.new_zeros(ctx.shape).index_copy_(0, ctx.rows, gradient)
-        return ctx.transposed.propagate(gradient, ctx.num_layers), None, None, None, None
+        return ctx.transposed.propagate(gradient, ctx.num_layers, given=ctx.rows), None, None, None, None
 
 
 class _Csr:
@@ -109,17 +107,31 @@ class _Csr:
         parts = tensor.values()[:, None] * x[tensor.col_indices().long()]
         return x.new_zeros(len(counts), x.shape[1]).index_add_(0, rows, parts)
 
-    def propagate(self, x: torch.Tensor, num_layers: int, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the mean of A^l x (N, d) over l = 0..num_layers, of all rows or of `rows` (k,), outside autograd."""
-        if x.shape[0] != self._tensor.shape[1]:
+    def propagate(
+        self,
+        x: torch.Tensor,
+        num_layers: int,
+        rows: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the mean of A^l x (N, d) over l = 0..num_layers, of all rows or of `rows` (k,), outside autograd.
+
+        given: (k,) distinct ids of the rows that x (k, d) has, the others being 0; None for all.
+        """
+        num_rows = self._tensor.shape[1]
+        if x.shape[0] != (num_rows if given is None else len(given)):
             raise ValueError(f"a matrix of shape {tuple(self._tensor.shape)} cannot propagate {tuple(x.shape)}")
         if num_layers == 0 or not compiled_for(x):
+            if given is not None:
+                x = x.new_zeros(num_rows, x.shape[1]).index_copy_(0, given, x)
             total = x
             for _ in range(num_layers):
                 total = self.multiply(total).add_(x)
             return (total if rows is None else total.index_select(0, rows)) / (num_layers + 1)
-        table, wanted = x.detach().contiguous().numpy(), None if rows is None else rows.int().numpy()
-        return torch.from_numpy(kernels.propagate(*self.arrays, self._chunks, table, num_layers, wanted, _in_halves))
+        table = x.detach().contiguous().numpy()
+        wanted, filled = (None if ids is None else ids.int().numpy() for ids in (rows, given))
+        mean = kernels.propagate(*self.arrays, self._chunks, table, num_layers, wanted, filled, _in_halves)
+        return torch.from_numpy(mean)
 
 
 _in_halves = False
