@@ -105,26 +105,52 @@ function traces({ dataset, metric, view, method }) {
         return [`<b>${first}</b>`, ...rest, ...(narrow() ? [] : [wrapped(point.command, 90)])].join("<br>");
       }),
       hoverinfo: "text",
-      showlegend: own.length > 0,
+      legendgroup: name,
+      showlegend: false,
     };
   });
+  const legend = drawn
+    .filter((trace) => trace.x.length)
+    .map(({ name, marker }) => {
+      const whole = { color: marker.color, symbol: data.methods[name].symbol, size: 9, line: marker.line };
+      return { name, type: "scatter", mode: "markers", x: [null], y: [null], marker: whole, legendgroup: name, hoverinfo: "skip" };
+    }); // of its own: that of a trace takes its look from the first point, which may be a faint one
   const steps = points.filter(best).sort((a, b) => a.sizes[view] - b.sizes[view] || a.metrics[metric][0] - b.metrics[metric][0]);
   const end = Math.max(...points.map((point) => point.sizes[view])) * 1.15;
-  const named = new Set();
-  const names = steps.map((point) => (narrow() || named.has(point.method) ? "" : (named.add(point.method), point.method)));
-  drawn.push({
+  drawn.push(...legend, {
     name: "best within a size",
     type: "scatter",
     mode: "lines+text",
     x: [...steps.map((point) => point.sizes[view]), end],
     y: [...steps.map((point) => point.metrics[metric][0]), steps.at(-1)?.metrics[metric][0]],
-    text: [...names, ""],
+    text: [...(narrow() ? [] : stepNames(steps, points, view, metric)), ""],
     textposition: [...steps, null].map((_, place) => (place === 0 ? "top right" : "top left")), // the first stands at the edge
     textfont: { size: 11, color: colour("ink") },
     line: { shape: "hv", color: colour("ink"), width: 1.3 },
     hoverinfo: "skip",
   });
   return drawn;
+}
+
+// Every method's name at its first step; where names would overlap, all at the first of these steps.
+function stepNames(steps, points, view, metric) {
+  const named = new Set();
+  const [low, high] = heights(points[0].dataset, metric);
+  const sizes = points.map((point) => point.sizes[view]).filter((size) => size > 0);
+  const wide = Math.log10(Math.max(...sizes) / Math.min(...sizes)) || 1;
+  const names = steps.map(() => "");
+  let last = null;
+  steps.forEach((point, place) => {
+    if (named.has(point.method)) return;
+    named.add(point.method);
+    const [size, mean] = [Math.log10(point.sizes[view]) / wide, point.metrics[metric][0] / (high - low)];
+    if (last && size - last.size < 0.06 && mean - last.mean < 0.035) names[last.place] += `, ${point.method}`;
+    else {
+      names[place] = point.method;
+      last = { place, size, mean };
+    }
+  });
+  return names;
 }
 
 // From the points alone: an interval of two seeds can be wider than all that is to be seen.
