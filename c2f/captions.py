@@ -41,15 +41,16 @@ FIGURES = {
     ),
     "sensitivity": (
         "Recall or NDCG against the values of one parameter, all else alike, at one budget, for each dataset. A dotted "
-        "line marks the default. Crosses in the strip below a dataset mark values without a result; why stands in the "
-        "csv. Open markers are runs that their time limit stopped."
+        "line marks the default. Bars are of one mean each: how far a value is from the default, in pairs, stands in "
+        "the csv. Crosses in the strip below a dataset mark values without a result; why stands in the csv. Open "
+        "markers are runs that their time limit stopped."
     ),
     "components": (
         "What is lost or gained where one part of a method is changed, at one budget, for each dataset: the difference "
         "of the means in percent of the whole method's, which is the line at 0; the numbers at the right are means. "
-        "Blue: the interval does not hold 0; with many variants one in twenty does so by chance, as the intervals are "
-        "not corrected for their number. A cross: no result, why stands in the csv. Open markers are runs that their "
-        "time limit stopped."
+        "Intervals stand for one comparison each; blue: told apart, p is below 0.05 when corrected (Holm) for the "
+        "number of variants. A cross: no result, why stands in the csv. Open markers are runs that their time limit "
+        "stopped."
     ),
     "training_curves": (
         "A metric on the validation pairs, and the training loss, as training goes on, at one budget, for each "

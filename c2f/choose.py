@@ -17,7 +17,7 @@ from c2f.captions import metric_in_words
 from c2f.compare import difference
 from c2f.errors import ConfigError, DataError, did_you_mean
 from c2f.report import read_runs, size_in_words, status_in_words
-from c2f.stats import seeds_interval
+from c2f.stats import LEVEL, seeds_interval
 
 SIZES = {"stored": "stored_bytes", "serving": "serving_bytes"}
 """The ways to count bytes that can be limited, and their columns of the runs table."""
@@ -62,6 +62,7 @@ def choose(
     metric, DataError for a table that is missing or damaged.
     """
     table = read_runs([runs if runs is not None else _default_table(dataset)])
+    table = table[table.role == "compared"]
     if dataset not in set(table.dataset):
         hint = did_you_mean(dataset, set(table.dataset))
         raise ConfigError(f"--dataset {dataset!r} is not in the runs table; {hint}")
@@ -73,8 +74,8 @@ def choose(
     lines = [f"{dataset} (protocol {table.protocol.iloc[0]}), {limits}:", ""]
     lines[0] = "MADE-UP DATA, nothing is to be concluded: " * bool(table.made_up.iloc[0]) + lines[0]
     best = cells[cells.left_out.isna()].sort_values("mean", ascending=False, kind="stable").drop_duplicates("method")
-    lines += _verdict(best, table, limits, metric) if len(best) else ["No run fits. Raise the limits."]
-    return "\n".join([*lines, "", *_left_out(cells)])
+    lines += _verdict(best, table, limits, metric) if len(best) else ["No run fits; why, stands below."]
+    return "\n".join([*lines, "", *_left_out(cells, limits)])
 
 
 def fitting(runs: pd.DataFrame, limits: Limits, metric: str) -> pd.DataFrame:
@@ -175,26 +176,28 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
             "and there are no metrics by user: the evidence does not separate them.",
         ]
     text = f"Difference: {gap.difference:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} over {over}. "
+    pairs = math.comb(len(best), 2)
+    p = min(gap.p * pairs, 1.0)  # Bonferroni's
+    luck = f"p is {p:.2g}, corrected for the {pairs} pairs of the {len(best)} methods that fit" if pairs > 1 else ""
     better = first.method if gap.difference > 0 else second.method
-    if gap.different and gap.by_user:
-        text += f"The interval leaves out 0: {better} is better."
-    elif gap.different:
+    if p < 1 - LEVEL:
+        text += f"The interval leaves out 0{f' and {luck}' if luck else ''}: {better} is better"
         text += (
-            f"It leaves out 0: {better} is better on these users. Whether it is on others is not known here: there are "
-            "no metrics by user (per_user.parquet) where the runs table says that its runs lie."
+            "."
+            if gap.by_user
+            else (
+                " on these users. Whether it is on others is not known here: there are no metrics by user "
+                "(per_user.parquet) where the runs table says that its runs lie."
+            )
         )
     else:
-        text += "The interval holds 0: the evidence does not separate them"
+        text += f"The interval leaves out 0, but {luck}" if gap.different else "The interval holds 0"
+        text += ": the evidence does not separate them"
         smaller = min((first, second), key=lambda cell: cell[limits.view])
         alike = first[limits.view] == second[limits.view]
         text += "." if alike else f"; {smaller.method} is smaller ({size_in_words(smaller[limits.view], 'bytes')})."
     if gap.seeds == 1:
         text += " This is about these two models: with one seed the noise between seeds is unknown."
-    if len(best) > 2:
-        text += (
-            f" This is one comparison, and luck helps to be the best of {len(best)}: tables/compare.md has p values "
-            "corrected for that."
-        )
     return [*lines, text]
 
 
@@ -214,14 +217,20 @@ def _cell_in_words(cell: pd.Series, metric: str) -> str:
     )
 
 
-def _left_out(cells: pd.DataFrame) -> list[str]:
-    """Return how many cells were left out and why; those that were not measured are named."""
+def _left_out(cells: pd.DataFrame, limits: Limits) -> list[str]:
+    """Return how many cells were left out and why; named are those not measured, and those at most 10 % too slow.
+
+    So small a difference of latencies may be the machine's and not the method's.
+    """
     total = f"{len(cells)} cells (a method at a budget)"
     if not cells.left_out.notna().any():
         return [f"All {total} fit."]
     lines = [f"Left out of {total}:"]
     for why, rows in cells[cells.left_out.notna()].groupby("left_out", sort=False):
         named = f": {', '.join(_names(rows))}" if why == "not measured when serving" else ""
+        if why == "too slow" and len(near := rows[rows.latency_ms <= 1.1 * (limits.latency_ms or 0)]):
+            times = ", ".join(f"{name} ({ms:.3g} ms)" for name, ms in zip(_names(near), near.latency_ms, strict=True))
+            named = f"; by less than 10 %: {times}"
         lines.append(f"  {len(rows)} {why}{named}")
     return lines
 

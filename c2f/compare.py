@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from c2f.report import (
 from c2f.seeds import seed_for
 from c2f.stats import (
     DRAWS,
+    LEVEL,
     bootstrap_means,
     detectable_difference,
     effect_size,
@@ -37,6 +38,7 @@ from c2f.stats import (
     probability_best,
     seed_error,
     seeds_interval,
+    seeds_p,
     users_interval,
     variance_split,
     wilcoxon_p,
@@ -51,17 +53,17 @@ _VARIANCE = ["datasets", "protocol", "budget", "method", "metric", "splits", "ru
 
 LEGEND = {
     "seeds": "how many have a result, and of how many",
-    "recall, ndcg": "mean over seeds ± standard deviation. Bold: the best of its dataset and budget. Underlined: the "
-    "interval of its difference to the best includes 0, so noise may have made the difference",
+    "recall, ndcg": "mean over seeds ± standard deviation. Bold: the best of its dataset and budget. Underlined: not "
+    "told apart from the best, so noise may have made the difference",
     "stored": "bytes of the model, the mean over seeds: methods use different parts of one budget",
     "against the best": "the mean difference to the method with the best NDCG@20, and its interval",
-    "p": "of that difference, corrected by Holm over all pairs of methods at the budget: below 0.05 they differ, with "
-    "the luck of being the best of many taken into account",
-    "detectable": "the true difference to the best that so many users and seeds find four times in five, if noise is "
-    "as these seeds show it, which few seeds do roughly",
+    "p": "of that difference, corrected by Holm over all pairs of methods at the budget: below 0.05 they are told "
+    "apart, with the luck of being the best of many taken into account",
+    "detectable": "the true difference to the best of which so many users and seeds give an interval without 0 four "
+    "times in five, if noise is as these seeds show it, which few seeds do roughly; to be told apart takes more",
     "P(best)": "how often the method has the best NDCG@20 when users and seeds are drawn anew",
-    "beats a plain table of the same size?": "yes or no where the interval of the difference to `{plain}` at the same "
-    "budget leaves out 0, else not told apart",
+    "beats a plain table of the same size?": "yes or no where the corrected p of the difference to `{plain}` at the "
+    "same budget is below 0.05, else not told apart, even where the interval, which stands for itself, leaves out 0",
     "†": "one seed in common: about these two trained models alone. Other seeds may turn it",
 }
 """What the columns of the table mean."""
@@ -69,11 +71,12 @@ LEGEND = {
 METHOD = (
     "Intervals are of 95 %. Two methods are paired by user, on the seeds that both have: {draws:,} bootstrap draws of "
     "the users (percentiles), in quadrature with Student's interval of the mean over seeds. They hold for one "
-    "comparison at a time: of twenty between equal methods one may be called different, and more with the best, which "
-    "luck helped to become it (up to a tenth of 8 equal methods, a fifth of 30). The p in the table is that at which "
-    "the interval would end at 0, corrected by Holm over all pairs of methods at a budget ({families}): where none "
-    "differ, one of twenty budgets has any below 0.05. The csv has Wilcoxon's signed-rank test over users too, "
-    "corrected over the same pairs; it knows nothing of seeds and speaks of these trained models alone."
+    "comparison at a time: of twenty between equal methods one may leave out 0, and more with the best, which luck "
+    "helped to become it (up to a tenth of 8 equal methods, a fifth of 30). The p in the table is that at which the "
+    "interval would end at 0, corrected by Holm over all pairs of methods at a budget ({families}): where none differ, "
+    "one of twenty budgets has any below 0.05. Two methods are told apart where it is below 0.05. The csv has "
+    "Wilcoxon's signed-rank test over users too, corrected over the same pairs; it knows nothing of seeds and speaks "
+    "of these trained models alone."
 )
 """How the table is made."""
 
@@ -134,7 +137,8 @@ def cells_of(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 class Difference:
     """One method's mean minus another's on `seeds` common seeds, with 95 % intervals, of which NaN: not known.
 
-    low, high: over users and, where there are several, seeds; users_low, users_high: over users alone.
+    low, high: over users and, where there are several, seeds; users_low, users_high: over users alone; p: that at which
+    the interval would end at 0.
     """
 
     difference: float = np.nan
@@ -145,10 +149,11 @@ class Difference:
     seeds: int = 0
     effect_size: float = np.nan
     detectable: float = np.nan
+    p: float = np.nan
 
     @property
     def different(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval leaves out 0: about one comparison, not the best of many."""
         return self.low > 0 or self.high < 0
 
     @property
@@ -171,12 +176,14 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> Differ
     if not all(_users_file(folder).is_file() for folder in (*one.folder, *two.folder)):
         seed_means = (one[metric] - two[metric]).to_numpy(float)
         low, high = seeds_interval(seed_means)
-        return Difference(difference=float(seed_means.mean()), low=low, high=high, seeds=len(seeds))
+        mean = float(seed_means.mean())
+        return Difference(difference=mean, low=low, high=high, seeds=len(seeds), p=seeds_p(seed_means))
     values = _per_user(pd.concat([one, two], ignore_index=True), [metric])[metric]
     gaps = np.stack([values[0, seed] - values[1, seed] for seed in seeds])  # (S, n)
     by_user = gaps.mean(axis=0)
     draws = bootstrap_means(by_user[:, None], _generator(one.dataset[0]))[:, 0]
-    return _measure(by_user, draws, gaps.mean(axis=1))
+    gap = by_user, draws, gaps.mean(axis=1)
+    return replace(_measure(*gap), p=float(_interval_p([gap])[0]))
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -188,8 +195,9 @@ def compare_table(runs: pd.DataFrame, plain: str) -> pd.DataFrame:
     low, high: the interval of the mean; probability_best; then, each with the prefix best_ or plain_ for the best
     method and the plain table of the same budget: other (its name), difference, low, high, users_low, users_high (the
     interval over users alone), seeds (in common), effect_size (Cohen's d_z), detectable, p (of the interval), p_holm,
-    wilcoxon_p, wilcoxon_p_holm, different; beats_plain in words. Holm's family: all pairs of methods with a result of
-    a dataset, budget and metric. Rows of the budget `full` are compared with nothing. Raises DataError.
+    wilcoxon_p, wilcoxon_p_holm, different (p_holm below 0.05); beats_plain in words. Holm's family: all pairs of
+    methods with a result of a dataset, budget and metric. Rows of the budget `full` are compared with nothing.
+    Raises DataError.
     """
     cells = summarise(runs, TABLE_METRICS)
     order = main_table(runs)[_CELL]
@@ -255,8 +263,9 @@ def _compare_budget(runs: pd.DataFrame, plain: str) -> dict:
                 measured = _measure(*(-values for values in gaps[pair]))
             else:
                 continue
-            row |= {f"{against}_{column}": getattr(measured, column) for column in [*_MEASURED, "different"]}
+            row |= {f"{against}_{column}": getattr(measured, column) for column in _MEASURED}
             row |= {f"{against}_{column}": p for column, p in p_values[pair].items()}
+            row[f"{against}_different"] = p_values[pair]["p_holm"] < 1 - LEVEL
     return rows
 
 
@@ -264,14 +273,19 @@ def _p_values(gaps: dict[tuple, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> d
     """Return by pair p, wilcoxon_p, and both corrected for the family of all pairs, from what `_measure` takes."""
     if not gaps:
         return {}
-    numbers = [
-        (by_user.mean(), *users_interval(draws), seed_error(of_seeds), len(of_seeds))
-        for by_user, draws, of_seeds in gaps.values()
-    ]
-    found = pd.DataFrame({"p": interval_p(*np.array(numbers).T)})
+    found = pd.DataFrame({"p": _interval_p(gaps.values())})
     found["wilcoxon_p"] = [wilcoxon_p(by_user) for by_user, _, _ in gaps.values()]
     found = found.assign(**{f"{column}_holm": holm(found[column].tolist()) for column in _P_VALUES})
     return dict(zip(gaps, found.to_dict("records"), strict=True))
+
+
+def _interval_p(gaps: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return for each of what `_measure` takes the p at which its interval would end at 0."""
+    numbers = [
+        (by_user.mean(), *users_interval(draws), seed_error(of_seeds), len(of_seeds))
+        for by_user, draws, of_seeds in gaps
+    ]
+    return interval_p(*np.array(numbers).T)
 
 
 def _generator(dataset: str) -> np.random.Generator:

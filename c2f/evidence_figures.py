@@ -29,6 +29,7 @@ from c2f.figures import (
     with_holes,
 )
 from c2f.report import unreadable
+from c2f.stats import LEVEL, holm
 
 LITERATURE = ["source", "dataset", "protocol", "method", "setting", "metric", "value", "note"]
 """What a published number comes with."""
@@ -38,7 +39,7 @@ TOLERANCE = 5.0
 """Percent by which our mean may differ from a published one where the figure names no `tolerance`."""
 
 _DEFAULT: dict[str, Any] = {"color": "0.45", "linewidth": 0.9, "linestyle": (0, (1, 1.5)), "zorder": 1}
-_APART, _NOT_APART = "#0072B2", "0.55"  # from the base, or from 0
+_APART, _NOT_APART = "#0072B2", "0.55"  # from the base
 _EARLIER = (0, (3, 1.5))
 _CURVE = ["dataset", "method", "budget", "seed", "status", "reason", "stage", "epoch", "epochs", "seconds", "loss"]
 _LINE = 0.17  # inches of a row of small text
@@ -49,12 +50,15 @@ def sensitivity(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame
 
     Rows are datasets, columns metrics. spec: `points` with `x` (a number or a word), `method` and `line`; `lines` names
     the method whose look a line takes; `budget` at which all are run; `default`: the x that is marked. Bars are 95 %
-    intervals of the mean over seeds.
+    intervals of the mean over seeds. The table has, as that of `components`, each value's difference to the default of
+    its line, in pairs: intervals of two means that touch say little.
     """
     points = pd.DataFrame(spec["points"])
     shown = at_one_budget(runs[runs.method.isin(points.method)], spec["budget"])
     plotted = _at_points(points, shown, spec["metrics"])
     plotted["is_default"] = plotted.x == spec.get("default")
+    defaults = points[points.x == spec.get("default")].set_index("line").method
+    plotted = _with_differences(plotted, shown, plotted.line.map(defaults))
     if shown.empty:
         return empty_figure(points.method, f"runs at {spec['budget']}"), plotted
     numeric = all(isinstance(x, int | float) for x in points.x)
@@ -91,17 +95,14 @@ def components(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
 
     Rows are datasets, columns metrics. spec: `base` names the method, `points` its variants (`method`) with what is
     changed in words (`x`), `budget` the size at which all are run. The difference to the base is in percent of the
-    base's mean, over the seeds that both have, with its 95 % interval (c2f.compare.difference).
+    base's mean, over the seeds that both have, with its 95 % interval (c2f.compare.difference). They are told apart
+    where p, corrected by Holm over the variants of the dataset and metric, is below 0.05.
     """
     base = spec["base"]
     points = pd.DataFrame([{"x": base, "method": base}, *({k: p[k] for k in ("x", "method")} for p in spec["points"])])
     shown = at_one_budget(runs[runs.method.isin(points.method)], spec["budget"])
     plotted = _at_points(points, shown, spec["metrics"])
-    differences = [
-        _difference(shown[shown.dataset == row.dataset], row.method, base, row.metric) for row in plotted.itertuples()
-    ]
-    columns = ["difference_percent", "difference_low", "difference_high", "pairs", "interval_over"]
-    plotted[columns] = pd.DataFrame(differences, columns=columns, index=plotted.index)
+    plotted = _with_differences(plotted, shown, pd.Series(base, plotted.index))
     if shown.empty:
         return empty_figure(points.method, f"runs at {spec['budget']}"), plotted
     datasets = list(shown.dataset.unique())
@@ -114,8 +115,8 @@ def components(runs: pd.DataFrame, spec: Mapping) -> tuple[Figure, pd.DataFrame]
     for ax in figure.axes[-len(spec["metrics"]) :]:
         ax.set_xlabel(f"difference to {base} in percent")
     legend: dict[str, Artist] = {
-        "interval without 0": Line2D([], [], color=_APART, marker="o", markersize=4.5),
-        "interval with 0, or none": Line2D([], [], color=_NOT_APART, marker="o", markersize=4.5),
+        "told apart (corrected p < 0.05)": Line2D([], [], color=_APART, marker="o", markersize=4.5),
+        "not told apart": Line2D([], [], color=_NOT_APART, marker="o", markersize=4.5),
     }
     alone = plotted[plotted.interval_over == "seeds"].x.nunique()
     notes = [f"budget: {spec['budget']}"]
@@ -221,15 +222,33 @@ def _at_points(points: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
     return found.assign(status=found.status.fillna("not run"))
 
 
+def _with_differences(plotted: pd.DataFrame, runs: pd.DataFrame, bases: pd.Series) -> pd.DataFrame:
+    """Return the rows of `_at_points` with the difference of each to the method in `bases` (NaN: to none).
+
+    difference_percent: of the base's mean, with its interval, over `pairs` common seeds; p_holm: corrected over the
+    rows of a dataset, metric and base.
+    """
+    found = [
+        _difference(runs[runs.dataset == row.dataset], row.method, base, row.metric)
+        for row, base in zip(plotted.itertuples(), bases, strict=True)
+    ]
+    columns = ["difference_percent", "difference_low", "difference_high", "pairs", "interval_over", "p"]
+    plotted[columns] = pd.DataFrame(found, columns=columns, index=plotted.index)
+    families = plotted.dropna(subset="p").groupby(["dataset", "metric", bases], sort=False).p
+    plotted["p_holm"] = families.transform(lambda p: holm(p.tolist()))
+    return plotted
+
+
 def _difference(runs: pd.DataFrame, method: str, base: str, metric: str) -> tuple:
-    """Return the mean difference to the base in percent, its interval (two), over how many seeds, and over what."""
+    """Return the mean difference to the base in percent, its interval (two), over how many seeds and what, and p."""
     own, whole = runs[runs.method == method], runs[runs.method == base]
-    if method == base or metric not in runs:
-        return np.nan, np.nan, np.nan, 0, None
+    if method == base or whole.empty or metric not in runs:
+        return np.nan, np.nan, np.nan, 0, None, np.nan
     found = difference(own, whole, metric)
     unit = whole[metric][whole.seed.isin(own.seed[own[metric].notna()])].mean() / 100
     over = ("users and seeds" if found.seeds > 1 else "users") if found.by_user else "seeds"
-    return found.difference / unit, found.low / unit, found.high / unit, found.seeds, over if found.seeds else None
+    ends = found.difference / unit, found.low / unit, found.high / unit
+    return *ends, found.seeds, over if found.seeds else None, found.p
 
 
 def _curve(run: Mapping, metric: str) -> list[dict]:
@@ -294,7 +313,7 @@ def _against(row: pd.Series, runs: pd.DataFrame, tolerance: float) -> pd.Series:
     same = own[own.protocol == row.our_protocol]
     values = same[row.metric].dropna() if row.metric in same else pd.Series(dtype=float)
     if own.empty:
-        blank["why_not"] = f"not run here: {row.entry} at {row.budget} on {row.our_dataset}"
+        blank["why_not"] = f"not among these runs: {row.entry} at {row.budget} on {row.our_dataset}"
     elif same.empty:
         blank["why_not"] = f"other protocol: {row.our_dataset} is {own.protocol.iloc[0]} here, not {row.our_protocol}"
     elif values.empty:
@@ -337,8 +356,7 @@ def _draw_differences(ax: Axes, cells: pd.DataFrame, names: bool) -> None:
     """Draw a panel's variants from top to bottom, each mean at the right; the base is the line at 0."""
     ax.axvline(0, color="0.25", linewidth=1.0, zorder=1)
     for place, row in enumerate(cells.itertuples()):
-        apart = row.difference_low > 0 or row.difference_high < 0
-        colour = _APART if apart else _NOT_APART
+        colour = _APART if row.p_holm < 1 - LEVEL else _NOT_APART
         look: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4.5, "linestyle": "none"}
         if row.results == 0:
             ax.plot(0, place, **cross_marker("0.3"))

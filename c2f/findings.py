@@ -11,7 +11,7 @@ from c2f.report import size_in_words, status_in_words, summarise
 _JUDGED = "ndcg@20"
 _FEW = 5  # names that a sentence holds
 _CELL = ["dataset", "budget", "method", "metric"]
-_TESTED = ["best_difference", "best_low", "best_high", "best_seeds", "beats_plain"]
+_TESTED = ["best_difference", "best_low", "best_high", "best_seeds", "best_p_holm", "best_different", "beats_plain"]
 
 
 def findings(
@@ -100,8 +100,15 @@ def _runner_up(found: pd.DataFrame) -> str:
         return f"{text}."
     seeds = int(second.best_seeds)
     over = f"and {seeds} seeds" if seeds > 1 else "alone, as they have one seed in common"
-    apart = second.best_low > 0 or second.best_high < 0
-    verdict = "so it is worse" if apart else "which holds 0, so the evidence does not separate the two"
+    if second.best_different:
+        verdict = "so it is worse"
+    elif second.best_low > 0 or second.best_high < 0:
+        verdict = (
+            f"which leaves out 0; but p, corrected for the luck of being the best of {len(found)}, is "
+            f"{second.best_p_holm:.2g}, so the evidence does not separate the two"
+        )
+    else:
+        verdict = "which holds 0, so the evidence does not separate the two"
     return (
         f"{text}: a difference of {second.best_difference:+.4f}, 95 % interval {second.best_low:+.4f} to "
         f"{second.best_high:+.4f} over users {over}, {verdict}."

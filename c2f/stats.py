@@ -110,6 +110,19 @@ def seeds_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - reach), float(values.mean() + reach)
 
 
+def seeds_p(values: np.ndarray) -> float:
+    """Return the two-sided p of the mean of values (S,) over seeds being 0, Student's; NaN for fewer than two.
+
+    1 where all are 0.
+    """
+    if len(values) < 2:
+        return float("nan")
+    error = float(seed_error(values))
+    if error == 0:
+        return float(values.mean() == 0)
+    return float(2 * stats.t.sf(abs(values.mean()) / error, len(values) - 1))
+
+
 def _student(seeds: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) if seeds > 1 else 0.0
 

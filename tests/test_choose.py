@@ -42,13 +42,24 @@ def test_the_best_mean_that_fits_is_recommended_and_the_best_of_another_method_i
 def test_a_difference_beyond_noise_names_the_better_and_one_within_it_says_so(tmp_path):
     clear = said(tmp_path, [*cell("good", [0.30, 0.31, 0.32]), *cell("fair", [0.20, 0.21, 0.22])])
     assert "Difference: +0.1000" in clear and "leaves out 0: good is better on these users." in clear
-    assert "no metrics by user" in clear and "one comparison" not in clear
+    assert "no metrics by user" in clear and "corrected" not in clear
     three = said(tmp_path, [*cell("good", [0.3, 0.3]), *cell("fair", [0.2, 0.21]), *cell("bad", [0.1, 0.1])])
     assert "good at bytes-1000: NDCG@20 0.3000, the same for every one of 2 seeds" in three
-    assert "luck helps to be the best of 3: tables/compare.md" in three
+    assert (
+        "leaves out 0, but p is 0.1, corrected for the 3 pairs of the 3 methods that fit: the evidence does not "
+        "separate them." in three
+    )
+    rows = [*cell("good", [0.300, 0.301, 0.302]), *cell("fair", [0.2, 0.2, 0.2]), *cell("bad", [0.1, 0.1, 0.1])]
+    assert "corrected for the 3 pairs of the 3 methods that fit: good is better on these users." in said(tmp_path, rows)
     rows = [*cell("good", [0.30, 0.20, 0.40]), *cell("fair", [0.29, 0.35, 0.20], stored_bytes=500.0)]
     noisy = said(tmp_path, rows)
     assert "The interval holds 0: the evidence does not separate them; fair is smaller (500 B)" in noisy
+
+
+def test_runs_for_figures_alone_are_no_choice(tmp_path):
+    variant = [{**row, "role": "figure"} for row in cell("variant", [0.9, 0.9])]
+    text = said(tmp_path, [*cell("good", [0.30, 0.31]), *variant])
+    assert "Recommended: good" in text and "variant" not in text and "All 1 cells" in text
 
 
 def test_only_seeds_that_both_have_are_compared():
@@ -110,7 +121,9 @@ def test_latency_leaves_out_the_slow_and_names_those_that_were_not_measured(tmp_
     ]
     text = said(tmp_path, rows, Limits(1000, latency_ms=5.0))
     assert "Recommended: quick" in text
-    assert "1 too slow" in text and "1 not measured when serving: unknown at bytes-1000" in text
+    assert "1 too slow\n" in text and "1 not measured when serving: unknown at bytes-1000" in text
+    near = said(tmp_path, rows, Limits(1000, latency_ms=8.5))
+    assert "1 too slow; by less than 10 %: slow at bytes-1000 (9 ms)" in near
     assert "Recommended: slow" in said(tmp_path, rows)  # none asked for
 
 
@@ -133,7 +146,7 @@ def test_a_run_that_its_time_limit_stopped_has_a_result_and_is_named(tmp_path):
 
 def test_when_nothing_fits_that_is_said_with_the_reasons(tmp_path):
     text = said(tmp_path, cell("good", [0.3]), Limits(10))
-    assert "No run fits. Raise the limits." in text and "1 too large" in text
+    assert "No run fits; why, stands below." in text and "1 too large" in text
 
 
 def test_the_largest_run_of_a_cell_must_fit():

@@ -78,6 +78,17 @@ def test_a_point_is_the_mean_over_seeds_with_its_student_interval():
     assert (low, high) == pytest.approx((point.low, point.high))
 
 
+def test_a_value_is_compared_with_the_default_of_its_line_in_pairs():
+    _, plotted = sensitivity(parts_table(), SENSITIVITY)
+    _, as_parts = components(parts_table(), COMPONENTS)
+    columns = ["difference_percent", "difference_low", "difference_high", "pairs", "p_holm"]
+    of_points, of_parts = (table.set_index("method").loc[["half", "double"], columns] for table in (plotted, as_parts))
+    pd.testing.assert_frame_equal(of_points, of_parts)
+    assert plotted[plotted.is_default].p.isna().all()
+    _, without = sensitivity(parts_table(), SENSITIVITY | {"default": None})
+    assert without.p.isna().all() and without.pairs.eq(0).all()
+
+
 def test_the_default_is_marked_in_the_picture_and_in_the_table():
     figure, plotted = sensitivity(parts_table(), SENSITIVITY)
     (line,) = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [1.0, 1.0]]
@@ -137,11 +148,16 @@ def test_a_difference_is_taken_seed_by_seed_in_percent_of_the_base():
 
 
 def test_what_is_told_apart_from_the_base_has_a_colour_of_its_own():
-    """half: -0.095 with an interval of 0.0635 on each side; double: 0 with one of 1.27."""
-    figure, _ = components(parts_table(), COMPONENTS)
-    half, double = (bars.lines[0].get_color() for bars in figure.axes[0].containers)
-    apart, not_apart = (handle.get_color() for handle in figure.legends[0].get_lines())
-    assert (half, double) == (apart, not_apart)
+    """half: -0.095 with an interval of 0.0635 on each side, p 0.033 and of two 0.067; nearer seeds make it 0.003."""
+    near = parts_table().replace({"ndcg@20": {0.21: 0.201}})
+    for runs, told_apart in ((parts_table(), False), (near, True)):
+        figure, plotted = components(runs, COMPONENTS)
+        p = plotted.set_index("method").p
+        assert plotted.p_holm.dropna().tolist() == pytest.approx([min(2 * p["half"], 1), 1])
+        assert (p["half"] < 0.05) and (2 * p["half"] < 0.05) == told_apart
+        half, double = (bars.lines[0].get_color() for bars in figure.axes[0].containers)
+        apart, not_apart = (handle.get_color() for handle in figure.legends[0].get_lines())
+        assert (half, double) == (apart if told_apart else not_apart, not_apart)
 
 
 def test_with_metrics_by_user_the_interval_is_over_users_too(tmp_path):
@@ -260,7 +276,7 @@ def test_every_published_number_is_compared_or_has_a_reason(tmp_path):
     assert len(plotted) == 5 and list(plotted.compared) == [True, True, False, False, False]
     assert plotted.why_not.notna().tolist() == [False, False, True, True, True]
     assert list(plotted.why_not[2:]) == [
-        "not run here: legcf at numbers-200 on toy",
+        "not among these runs: legcf at numbers-200 on toy",
         "other split",
         "other protocol: toy is given here, not legcf",
     ]
