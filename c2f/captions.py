@@ -59,9 +59,9 @@ FIGURES = {
     ),
     "published_vs_ours": (
         "Our means beside published numbers, as the difference in percent of the published number. Only numbers of "
-        "the same data, recipe, metric, method and size are compared; what still differs stands in the csv, how long "
-        "ours were trained in their records. Every other published number is named below with the reason, and all of "
-        "them stand in the csv. Open markers are runs that their time limit stopped."
+        "the same data, recipe, metric, method and size are compared; what still differs in the data stands in the "
+        "csv, with which steps and how long ours were trained in their records. Every other published number is named "
+        "below with the reason, and all of them stand in the csv. Open markers are runs that their time limit stopped."
     ),
 }
 """For each function of c2f/figures.py, c2f/memory_figures.py and c2f/evidence_figures.py that `draw:` may name how its
