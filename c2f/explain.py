@@ -43,7 +43,9 @@ def explain(path: Path) -> str:
     lines += [f"Runs ({len(shown)})", *_columns(_runs(shown)), ""]
     if len(starts):
         lines += [f"Runs that these start from ({len(starts)})", *_columns(_runs(starts)), ""]
-    return "\n".join([*lines, "Commands", *starts.command, *shown.command])
+    whole = _made_by(folder)
+    lines += ["All of it again", whole, ""] if whole else []
+    return "\n".join([*lines, "Commands of the runs alone", *starts.command, *shown.command])
 
 
 def _place(path: Path) -> tuple[str, Path]:
@@ -52,12 +54,19 @@ def _place(path: Path) -> tuple[str, Path]:
         return "report", path.parent / "tables"
     if path.parent.name in ("figures", "tables") and path.suffix in _ENDINGS:
         return path.parent.name, path.parent.parent / "tables"
-    if path.suffix in _ENDINGS and any(path.parent.glob("runs-*.parquet")):
+    beside = path.suffix in _ENDINGS and path.with_suffix(".csv").is_file()
+    if beside and any(path.parent.glob("runs-*.parquet")):
         return "published", path.parent
     raise ConfigError(
         f"{path} is no figure, table or report beside its runs; name a file such as results/figures/comparison.png, "
         "results/tables/main.md or results/report.html"
     )
+
+
+def _made_by(folder: Path) -> str:
+    """Return the command that made the tables in a folder and all else, as the first that names one has it; or ""."""
+    starts = (table.read_text(errors="replace").partition("\n")[0] for table in sorted(folder.glob("*.md")))
+    return next((line[len("Made by `") : -len("`.")] for line in starts if line.startswith("Made by `")), "")
 
 
 def _there_are(path: Path) -> str:

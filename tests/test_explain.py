@@ -31,7 +31,7 @@ def output(folder: Path) -> Path:
     ]
     runs = home / "tables" / "runs-toy.parquet"
     runs_table(*rows).to_parquet(runs, index=False)
-    write_table([runs], home / "tables" / "main")
+    write_table([runs], home / "tables" / "main", made_by="snakemake --cores 2 all")
     for name in ("pareto.png", "pareto.pdf"):
         (home / "figures" / name).write_bytes(b"drawn")
     drawn = pd.DataFrame({"dataset": "toy", "method": ["c2f", "legcf", "short-vectors"], "budget": "numbers-100"})
@@ -77,9 +77,12 @@ def test_data_commits_versions_and_commands_are_listed(tmp_path):
         assert re.search(rf"^toy +given +real +{pairs} +{checksum}$", text, re.MULTILINE)
     assert re.search(r"^2 +abc1234 +a machine, 2 cores +python 3.11.7, torch 2.13.0$", text, re.MULTILINE)
     assert re.search(r"^1 +def5678\+ ", text, re.MULTILINE)
-    commands = text[text.index("Commands\n") :].splitlines()[1:]
+    commands = text[text.index("Commands of the runs alone\n") :].splitlines()[1:]
     assert len(commands) == 1 + 3
     assert "python -m c2f train --method legcf.json --budget numbers-100 --seed 1" in commands
+    assert "All of it again\nsnakemake --cores 2 all\n" in text
+    (tmp_path / "results" / "tables" / "main.md").unlink()
+    assert "All of it" not in explain(tmp_path / "results" / "figures" / "pareto.png")
 
 
 def test_the_runs_that_these_start_from_are_listed_too(tmp_path):
