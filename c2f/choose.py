@@ -14,7 +14,7 @@ import pandas as pd
 
 from c2f.budget import parse_bytes
 from c2f.captions import metric_in_words
-from c2f.compare import difference
+from c2f.compare import lead
 from c2f.errors import ConfigError, DataError, did_you_mean
 from c2f.report import read_runs, size_in_words, status_in_words
 from c2f.stats import LEVEL, seeds_interval
@@ -163,8 +163,8 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
         return [*lines, "Runner-up: none, no other method fits."]
     second = best.iloc[1]
     lines += [f"Runner-up: {_cell_in_words(second, metric)}"]
-    own, other = (runs[(runs.method == cell.method) & (runs.budget == cell.budget)] for cell in (first, second))
-    gap = difference(own, other, metric)
+    chosen = runs.merge(best[["method", "budget"]], on=["method", "budget"])
+    gap, p = lead(chosen, first.method, second.method, metric)
     if not gap.seeds:
         return [*lines, "They have no seed in common: the evidence does not separate them."]
     seeds = f"the {gap.seeds} seeds that both have" if gap.seeds > 1 else "one seed"
@@ -177,7 +177,6 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
         ]
     text = f"Difference: {gap.difference:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} over {over}. "
     pairs = math.comb(len(best), 2)
-    p = min(gap.p * pairs, 1.0)  # Bonferroni's
     luck = f"p is {p:.2g}, corrected for the {pairs} pairs of the {len(best)} methods that fit" if pairs > 1 else ""
     better = first.method if gap.difference > 0 else second.method
     if p < 1 - LEVEL:

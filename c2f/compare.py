@@ -186,6 +186,25 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> Differ
     return replace(_measure(*gap), p=float(_interval_p([gap])[0]))
 
 
+def lead(runs: pd.DataFrame, first: str, second: str, metric: str) -> tuple[Difference, float]:
+    """Return by how much the first of two methods is better, and its p corrected by Holm over all pairs of methods.
+
+    runs: of one cell for each method, of one dataset; first: the method with the best mean. As in the compare table
+    where every run's folder has its per_user.parquet; else over the seeds. Raises DataError for a damaged file.
+    """
+    cells = dict(iter(runs.dropna(subset=metric).groupby("method", sort=False)))
+    if all(_users_file(folder).is_file() for cell in cells.values() for folder in cell.folder):
+        row = _compare_budget(pd.concat(cells.values()).assign(budget=""), "", [metric])[second, metric]
+        p_holm = row.get("best_p_holm", np.nan)
+    else:
+        pairs = itertools.combinations(cells, 2)
+        p_values = {(one, other): difference(cells[one], cells[other], metric).p for one, other in pairs}
+        known = [pair for pair, p in p_values.items() if not np.isnan(p)]
+        corrected = dict(zip(map(frozenset, known), holm([p_values[pair] for pair in known]), strict=True))
+        p_holm = corrected.get(frozenset((first, second)), np.nan)
+    return difference(cells[first], cells[second], metric), float(p_holm)
+
+
 # The table ------------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +224,7 @@ def compare_table(runs: pd.DataFrame, plain: str) -> pd.DataFrame:
     found = {
         (dataset, budget, *key): row
         for (dataset, budget), group in runs.dropna(subset=TABLE_METRICS).groupby(["dataset", "budget"], sort=False)
-        for key, row in _compare_budget(group, plain).items()
+        for key, row in _compare_budget(group, plain, TABLE_METRICS).items()
     }
     keys = list(cells[[*_CELL, "metric"]].itertuples(index=False, name=None))
     columns = ["low", "high", "best", "probability_best", "users"]
@@ -215,12 +234,12 @@ def compare_table(runs: pd.DataFrame, plain: str) -> pd.DataFrame:
     return table.assign(best=table.best.eq(True), beats_plain=words)
 
 
-def _compare_budget(runs: pd.DataFrame, plain: str) -> dict:
+def _compare_budget(runs: pd.DataFrame, plain: str, metrics: Sequence[str]) -> dict:
     """Return the rows of one dataset and budget, by method and metric."""
     seeds = {method: tuple(sorted(group.seed)) for method, group in runs.groupby("method", sort=False)}
     rival = runs.budget.iloc[0] != "full" and len(seeds) > 1
     rows: dict[tuple, dict] = {}
-    for metric, values in _per_user(runs, TABLE_METRICS).items():
+    for metric, values in _per_user(runs, metrics).items():
         means = runs.groupby("method", sort=False)[metric].mean().to_dict()
         best = max(means, key=lambda method: means[method])
         common = {

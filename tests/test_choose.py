@@ -8,7 +8,7 @@ from test_report import hole, run_row, runs_table, saved
 
 from c2f.__main__ import main
 from c2f.choose import Limits, choose, fitting
-from c2f.compare import compare_table, difference
+from c2f.compare import compare_table, difference, lead
 from c2f.errors import ConfigError, DataError
 
 KB = Limits(1000)
@@ -46,7 +46,7 @@ def test_a_difference_beyond_noise_names_the_better_and_one_within_it_says_so(tm
     three = said(tmp_path, [*cell("good", [0.3, 0.3]), *cell("fair", [0.2, 0.21]), *cell("bad", [0.1, 0.1])])
     assert "good at bytes-1000: NDCG@20 0.3000, the same for every one of 2 seeds" in three
     assert (
-        "leaves out 0, but p is 0.1, corrected for the 3 pairs of the 3 methods that fit: the evidence does not "
+        "leaves out 0, but p is 0.061, corrected for the 3 pairs of the 3 methods that fit: the evidence does not "
         "separate them." in three
     )
     rows = [*cell("good", [0.300, 0.301, 0.302]), *cell("fair", [0.2, 0.2, 0.2]), *cell("bad", [0.1, 0.1, 0.1])]
@@ -54,6 +54,16 @@ def test_a_difference_beyond_noise_names_the_better_and_one_within_it_says_so(tm
     rows = [*cell("good", [0.30, 0.20, 0.40]), *cell("fair", [0.29, 0.35, 0.20], stored_bytes=500.0)]
     noisy = said(tmp_path, rows)
     assert "The interval holds 0: the evidence does not separate them; fair is smaller (500 B)" in noisy
+
+
+def test_the_corrected_p_is_that_of_the_compare_table_where_metrics_by_user_are_at_hand(tmp_path):
+    rows = three_methods(tmp_path)
+    runs = runs_table(*rows)
+    table = compare_table(runs, "short-vectors").query("metric == 'ndcg@20'").set_index("method")
+    first, second = table.sort_values("mean", ascending=False).index[:2]
+    gap, p = lead(runs, first, second, "ndcg@20")
+    assert p == pytest.approx(table.best_p_holm[second])
+    assert (gap.difference, gap.by_user) == (pytest.approx(-table.best_difference[second]), True)
 
 
 def test_runs_for_figures_alone_are_no_choice(tmp_path):
