@@ -67,6 +67,7 @@ def measure(run: Path, data: Path, num_users: int, memory_limit: int) -> dict:
 
     one = np.ones((8, 8), dtype=np.float32)
     one @ one  # the library's own buffers
+    generator = np.random.default_rng(0)  # a library of its own, loaded now
     info = Artifact.load(run / "artifact.npz", mapped=True).info
     if info["status"] not in ("ok", "timeout"):
         return {"status": NO_MODEL, "reason": f"the run ended as {info['status']}"}
@@ -76,7 +77,6 @@ def measure(run: Path, data: Path, num_users: int, memory_limit: int) -> dict:
     began = time.perf_counter()
     reader = Reader.open(run, data)
     load_seconds = time.perf_counter() - began
-    generator = np.random.default_rng(0)
     users = generator.permutation(reader.data.num_users)[:num_users]
     k = min(K, reader.data.num_items)
     for user in users[:10]:  # warm up

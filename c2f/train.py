@@ -395,6 +395,9 @@ class _Step:
 
     def __init__(self, method: EmbeddingMethod, graph: TrainingGraph, settings: TrainingSettings):
         self.method, self.graph, self.settings = method, graph, settings
+        self.choosing_rows = (
+            graph.device.type == "cpu"
+        )  # a GPU's last layer is made whole: there it would be more passes
         self.refresh()
 
     def refresh(self) -> None:
@@ -432,7 +435,7 @@ class _Step:
         distinct = counts.nonzero()[:, 0]
         wanted = distinct if len(distinct) < 0.9 * self.graph.num_nodes else None  # else choosing costs what it saves
         if self.form is None:
-            embeddings = self.method.embed(self.graph.at(wanted))
+            embeddings = self.method.embed(self.graph.at(wanted) if self.choosing_rows else self.graph)
             shown, final, wanted = embeddings.ego, embeddings.final, embeddings.rows
         else:
             shown = self.form.rows()
