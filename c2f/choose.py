@@ -61,8 +61,8 @@ def choose(
     runs: a runs table as `collect` writes it (None: that of results/). Raises ConfigError for an unknown dataset or
     metric, DataError for a table that is missing or damaged.
     """
-    table = read_runs([runs if runs is not None else _default_table(dataset)])
-    table = table[table.role == "compared"]
+    every = read_runs([runs if runs is not None else _default_table(dataset)])
+    table = every[every.role == "compared"]
     if dataset not in set(table.dataset):
         hint = did_you_mean(dataset, set(table.dataset))
         raise ConfigError(f"--dataset {dataset!r} is not in the runs table; {hint}")
@@ -75,7 +75,9 @@ def choose(
     lines[0] = "MADE-UP DATA, nothing is to be concluded: " * bool(table.made_up.iloc[0]) + lines[0]
     best = cells[cells.left_out.isna()].sort_values("mean", ascending=False, kind="stable").drop_duplicates("method")
     lines += _verdict(best, table, limits, metric) if len(best) else ["No run fits; why, stands below."]
-    return "\n".join([*lines, "", *_left_out(cells, limits)])
+    drawn = every[(every.dataset == dataset) & (every.role != "compared")].method.nunique()
+    no_choice = [f"{drawn} more methods were run for figures alone and are no choice."] * bool(drawn)
+    return "\n".join([*lines, "", *_left_out(cells, limits), *no_choice])
 
 
 def fitting(runs: pd.DataFrame, limits: Limits, metric: str) -> pd.DataFrame:
@@ -177,18 +179,15 @@ def _verdict(best: pd.DataFrame, runs: pd.DataFrame, limits: Limits, metric: str
         ]
     text = f"Difference: {gap.difference:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} over {over}. "
     pairs = math.comb(len(best), 2)
-    luck = f"p is {p:.2g}, corrected for the {pairs} pairs of the {len(best)} methods that fit" if pairs > 1 else ""
+    size = "below 0.001" if p < 0.001 else f"{p:.2g}"
+    luck = f"p is {size}" + f", corrected for the {pairs} pairs of the {len(best)} methods that fit" * (pairs > 1)
     better = first.method if gap.difference > 0 else second.method
     if p < 1 - LEVEL:
-        text += f"The interval leaves out 0{f' and {luck}' if luck else ''}: {better} is better"
-        text += (
-            "."
-            if gap.by_user
-            else (
-                " on these users. Whether it is on others is not known here: there are no metrics by user "
-                "(per_user.parquet) where the runs table says that its runs lie."
-            )
+        unknown = (
+            " on these users. Whether it is on others is not known here: there are no metrics by user "
+            "(per_user.parquet) where the runs table says that its runs lie"
         )
+        text += f"The interval leaves out 0 and {luck}: {better} is better{'' if gap.by_user else unknown}."
     else:
         text += f"The interval leaves out 0, but {luck}" if gap.different else "The interval holds 0"
         text += ": the evidence does not separate them"

@@ -395,9 +395,8 @@ class _Step:
 
     def __init__(self, method: EmbeddingMethod, graph: TrainingGraph, settings: TrainingSettings):
         self.method, self.graph, self.settings = method, graph, settings
-        self.choosing_rows = (
-            graph.device.type == "cpu"
-        )  # a GPU's last layer is made whole: there it would be more passes
+        # On a GPU the last layer is made whole: rows would have to be copied out of it.
+        self.choosing_rows = graph.device.type == "cpu"
         self.refresh()
 
     def refresh(self) -> None:

@@ -41,7 +41,9 @@ def test_the_best_mean_that_fits_is_recommended_and_the_best_of_another_method_i
 
 def test_a_difference_beyond_noise_names_the_better_and_one_within_it_says_so(tmp_path):
     clear = said(tmp_path, [*cell("good", [0.30, 0.31, 0.32]), *cell("fair", [0.20, 0.21, 0.22])])
-    assert "Difference: +0.1000" in clear and "leaves out 0: good is better on these users." in clear
+    assert (
+        "Difference: +0.1000" in clear and "leaves out 0 and p is below 0.001: good is better on these users." in clear
+    )
     assert "no metrics by user" in clear and "corrected" not in clear
     three = said(tmp_path, [*cell("good", [0.3, 0.3]), *cell("fair", [0.2, 0.21]), *cell("bad", [0.1, 0.1])])
     assert "good at bytes-1000: NDCG@20 0.3000, the same for every one of 2 seeds" in three
@@ -69,7 +71,10 @@ def test_the_corrected_p_is_that_of_the_compare_table_where_metrics_by_user_are_
 def test_runs_for_figures_alone_are_no_choice(tmp_path):
     variant = [{**row, "role": "figure"} for row in cell("variant", [0.9, 0.9])]
     text = said(tmp_path, [*cell("good", [0.30, 0.31]), *variant])
-    assert "Recommended: good" in text and "variant" not in text and "All 1 cells" in text
+    assert "Recommended: good" in text and "variant" not in text
+    assert text.endswith(
+        "All 1 cells (a method at a budget) fit.\n1 more methods were run for figures alone and are no choice."
+    )
 
 
 def test_only_seeds_that_both_have_are_compared():
